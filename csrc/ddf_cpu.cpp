@@ -1,0 +1,173 @@
+// Registers the CPU kernels of ddfup::ddf and ddfup::ddf_backward; the schema stands in ddfup/ops/ddf.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <tuple>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "ddf_cpu_backward.h"
+#include "ddf_cpu_forward.h"
+
+namespace {
+
+using ddfup::Problem;
+using ddfup::Strides;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct InParallel {
+  template <typename Task>
+  void operator()(int64_t count, const Task& task) const {
+    if (count > 0) torch::stable::parallel_for(0, count, 1, task);
+  }
+};
+
+Strides strides_of(const Tensor& tensor) {
+  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+}
+
+// The same rule as is_channels_last in ddfup/ops/reference.py.
+bool is_channels_last(const Tensor& features) {
+  return features.size(1) > 1 && features.stride(1) == 1 && !features.is_contiguous();
+}
+
+// Lets the system back a large new tensor with huge pages: clearing single pages costs more than the op itself.
+Tensor with_huge_pages(Tensor tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish; may be refused
+#endif
+  return tensor;
+}
+
+Tensor empty_following(const Tensor& features, int64_t height, int64_t width) {
+  if (!is_channels_last(features))
+    return with_huge_pages(torch::stable::new_empty(features, {features.size(0), features.size(1), height, width}));
+  const Tensor nhwc =
+      with_huge_pages(torch::stable::new_empty(features, {features.size(0), height, width, features.size(1)}));
+  return torch::stable::transpose(torch::stable::transpose(nhwc, 1, 3), 2, 3);
+}
+
+Problem problem_of(const Tensor& features, const Tensor& channel, const Tensor& spatial, int64_t scale,
+                   int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads, int64_t combine,
+                   int64_t padding) {
+  STD_TORCH_CHECK(features.dim() == 4 && channel.dim() == 5 && spatial.dim() == 4, "ddfup: wrong number of axes");
+  STD_TORCH_CHECK(scale > 0 && kernel_size > 0 && kernel_size % 2 == 1 && stride > 0 && dilation > 0 && heads > 0 &&
+                      features.size(1) % heads == 0,
+                  "ddfup: option out of range");
+  Problem p{};
+  p.batch = features.size(0);
+  p.channels = features.size(1);
+  p.height = features.size(2);
+  p.width = features.size(3);
+  p.grid_height = spatial.size(2);
+  p.grid_width = spatial.size(3);
+  p.scale = scale;
+  p.kernel_size = kernel_size;
+  p.stride = stride;
+  // Taps further out than the image see the same padding, and this keeps the tiles small.
+  p.dilation = std::min(dilation, std::max(p.height, p.width));
+  p.heads = heads;
+  p.combine = static_cast<ddfup::Combine>(combine);
+  p.padding = static_cast<ddfup::Padding>(padding);
+  STD_TORCH_CHECK(p.channels > 0 && p.height > 0 && p.width > 0, "ddfup: features without pixels");
+  STD_TORCH_CHECK(spatial.size(0) == p.batch && spatial.size(1) == scale * scale * heads * kernel_size * kernel_size &&
+                      p.grid_height == (p.height + stride - 1) / stride &&
+                      p.grid_width == (p.width + stride - 1) / stride,
+                  "ddfup: spatial_filter does not fit the features");
+  STD_TORCH_CHECK(channel.size(0) == p.batch && channel.size(1) == scale * scale && channel.size(2) == p.channels &&
+                      channel.size(3) == kernel_size && channel.size(4) == kernel_size,
+                  "ddfup: channel_filter does not fit the features");
+  STD_TORCH_CHECK(channel.scalar_type() == features.scalar_type() && spatial.scalar_type() == features.scalar_type(),
+                  "ddfup: the three tensors must have one dtype");
+  return p;
+}
+
+// Calls `run` with a null pointer of the storage type.
+template <typename Run>
+void dispatch(ScalarType dtype, const Run& run) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return run(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return run(static_cast<double*>(nullptr));
+    case ScalarType::Half:
+      return run(static_cast<ddfup::Float16*>(nullptr));
+    case ScalarType::BFloat16:
+      return run(static_cast<ddfup::BFloat16*>(nullptr));
+    default:
+      STD_TORCH_CHECK(false, "ddfup: dtype must be float32, float64, float16 or bfloat16");
+  }
+}
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <typename T>
+T* write(const Tensor& tensor, bool wanted = true) {
+  return wanted ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+Tensor ddf_forward_cpu(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
+                       int64_t scale, int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads,
+                       int64_t combine, int64_t padding) {
+  const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
+                               combine, padding);
+  const Tensor channel = torch::stable::contiguous(channel_filter);
+  const Tensor out = empty_following(features, p.grid_height * scale, p.grid_width * scale);
+  dispatch(features.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const ddfup::Forward<T> forward(p, read<T>(features), strides_of(features), read<T>(channel),
+                                    read<T>(spatial_filter), strides_of(spatial_filter), write<T>(out), strides_of(out),
+                                    torch::stable::get_num_threads());
+    forward.run(InParallel());
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ddf_backward_cpu(const Tensor& grad_output, const Tensor& features,
+                                                    const Tensor& channel_filter, const Tensor& spatial_filter,
+                                                    int64_t scale, int64_t kernel_size, int64_t stride,
+                                                    int64_t dilation, int64_t heads, int64_t combine, int64_t padding,
+                                                    bool needs_features, bool needs_channel, bool needs_spatial) {
+  const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
+                               combine, padding);
+  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == p.batch && grad_output.size(1) == p.channels &&
+                      grad_output.size(2) == p.grid_height * scale && grad_output.size(3) == p.grid_width * scale &&
+                      grad_output.scalar_type() == features.scalar_type(),
+                  "ddfup: grad_output does not fit the output");
+  const Tensor channel = torch::stable::contiguous(channel_filter);
+  const Tensor grad_features =
+      needs_features ? empty_following(features, p.height, p.width) : torch::stable::new_empty(features, {0});
+  const Tensor grad_channel =
+      needs_channel ? torch::stable::new_empty(channel, channel.sizes()) : torch::stable::new_empty(features, {0});
+  const Tensor grad_spatial = needs_spatial
+                                  ? with_huge_pages(torch::stable::new_empty(spatial_filter, spatial_filter.sizes()))
+                                  : torch::stable::new_empty(features, {0});
+  dispatch(features.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const ddfup::Backward<T> backward(p, read<T>(grad_output), strides_of(grad_output), read<T>(features),
+                                      strides_of(features), read<T>(channel), read<T>(spatial_filter),
+                                      strides_of(spatial_filter), write<T>(grad_features, needs_features),
+                                      needs_features ? strides_of(grad_features) : Strides{},
+                                      write<T>(grad_channel, needs_channel), write<T>(grad_spatial, needs_spatial));
+    backward.run(InParallel());
+  });
+  return {grad_features, grad_channel, grad_spatial};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ddfup, CPU, m) {
+  m.impl("ddf", TORCH_BOX(&ddf_forward_cpu));
+  m.impl("ddf_backward", TORCH_BOX(&ddf_backward_cpu));
+}

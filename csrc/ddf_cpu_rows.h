@@ -1,0 +1,220 @@
+// Rows of numbers for the CPU kernels: vectors of the machine's width, conversion of half types, copies with a step.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace ddfup {
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define DDFUP_IVDEP _Pragma("GCC ivdep")
+#elif defined(__clang__)
+#define DDFUP_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define DDFUP_IVDEP
+#endif
+#define DDFUP_INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// A SIMD register as the GCC and Clang vector extension: arithmetic works lane by lane, scalars broadcast.
+template <typename A>
+struct VectorOf {
+  typedef A Type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename A>
+using Vec = typename VectorOf<A>::Type;
+template <typename A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <typename A>
+DDFUP_INLINE Vec<A> load(const A* from) {
+  Vec<A> value;
+  std::memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <typename A>
+DDFUP_INLINE void store(A* to, Vec<A> value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+template <typename A>
+DDFUP_INLINE A lane_sum(Vec<A> value) {
+  A sum = 0;
+  for (int lane = 0; lane < kLanes<A>; ++lane) sum += value[lane];
+  return sum;
+}
+
+#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+#define DDFUP_HAS_SHUFFLE 1
+template <typename A, size_t... I>
+DDFUP_INLINE Vec<A> interleave_low(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (I % 2 ? kLanes<A> + I / 2 : I / 2)...);
+}
+template <typename A, size_t... I>
+DDFUP_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
+  constexpr size_t half = sizeof...(I) / 2;
+  return __builtin_shufflevector(a, b, (I % 2 ? kLanes<A> + half + I / 2 : half + I / 2)...);
+}
+
+// Transposes a square of numbers in registers: log2(lanes) perfect shuffles of its rows.
+template <typename A>
+DDFUP_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
+  constexpr int L = kLanes<A>;
+  constexpr auto lanes = std::make_index_sequence<L>();
+#pragma GCC unroll 4
+  for (int done = 1; done < L; done *= 2) {
+    Vec<A> next[L];
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = interleave_low<A>(rows[i], rows[i + L / 2], lanes);
+      next[2 * i + 1] = interleave_high<A>(rows[i], rows[i + L / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) rows[i] = next[i];
+  }
+}
+#endif
+
+// Storage of the half types; sums are never made in them.
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type sums are made in.
+template <typename T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+DDFUP_INLINE float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+DDFUP_INLINE uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+DDFUP_INLINE float widen(float value) { return value; }
+DDFUP_INLINE double widen(double value) { return value; }
+DDFUP_INLINE float widen(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
+DDFUP_INLINE float widen(Float16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
+  const uint32_t rest = static_cast<uint32_t>(value.bits & 0x7fff) << 13;
+  if (rest >= 0x0f800000) return from_bits(sign | (rest + 0x70000000));  // infinity and NaN
+  // The product moves the exponent from half's bias to float's, and makes subnormal numbers normal.
+  return from_bits(sign | to_bits(from_bits(rest) * 0x1p112f));
+}
+
+DDFUP_INLINE void narrow(float value, float& to) { to = value; }
+DDFUP_INLINE void narrow(double value, double& to) { to = value; }
+DDFUP_INLINE void narrow(float value, BFloat16& to) {
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  to.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+DDFUP_INLINE void narrow(float value, Float16& to) {
+  const uint32_t bits = to_bits(value);
+  const uint32_t size = bits & 0x7fffffff;
+  uint32_t half;
+  if (size > 0x7f800000) {
+    half = 0x7e00;  // NaN
+  } else if (size >= 0x477ff000) {
+    half = 0x7c00;  // from 65520 up everything rounds to infinity
+  } else if (size < 0x38800000) {
+    half = to_bits(from_bits(size) + 0.5f) - 0x3f000000;  // subnormal: the adder rounds to the last bit of a half
+  } else {
+    half = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+  }
+  to.bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000));
+}
+
+// Copies short runs without the cost of a library call; the last vector overlaps the one before.
+template <typename A>
+DDFUP_INLINE void copy_run(const A* __restrict__ from, A* __restrict__ to, int64_t count) {
+  constexpr int64_t L = kLanes<A>;
+  if (count < L) {
+    for (int64_t x = 0; x < count; ++x) to[x] = from[x];
+    return;
+  }
+  for (int64_t x = 0; x + L <= count; x += L) store(to + x, load(from + x));
+  store(to + count - L, load(from + count - L));
+}
+
+// Wide numbers from `count` stored ones that lie `step` apart.
+template <typename T, typename A>
+DDFUP_INLINE void load_run(const T* __restrict__ from, int64_t step, A* __restrict__ to, int64_t count) {
+  int64_t done = 0;
+  if (step == 1) {
+    if constexpr (std::is_same_v<T, A>) {
+      copy_run(from, to, count);
+      return;
+    }
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<T, Float16>) {
+      for (; done + 8 <= count; done += 8) {
+        __m128i packed;
+        std::memcpy(&packed, from + done, sizeof(packed));
+        _mm256_storeu_ps(to + done, _mm256_cvtph_ps(packed));
+      }
+    }
+#endif
+    DDFUP_IVDEP
+    for (int64_t x = done; x < count; ++x) to[x] = widen(from[x]);
+  } else if (step == 2) {
+    DDFUP_IVDEP
+    for (int64_t x = 0; x < count; ++x) to[x] = widen(from[2 * x]);
+  } else {
+    for (int64_t x = 0; x < count; ++x) to[x] = widen(from[step * x]);
+  }
+}
+
+// Stored numbers, `step` apart, from `count` wide ones.
+template <typename T, typename A>
+DDFUP_INLINE void store_run(const A* __restrict__ from, T* __restrict__ to, int64_t step, int64_t count) {
+  int64_t done = 0;
+  if (step == 1) {
+    if constexpr (std::is_same_v<T, A>) {
+      copy_run(from, to, count);
+      return;
+    }
+#if defined(__F16C__)
+    if constexpr (std::is_same_v<T, Float16>) {
+      for (; done + 8 <= count; done += 8) {
+        const __m128i packed =
+            _mm256_cvtps_ph(_mm256_loadu_ps(from + done), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        std::memcpy(to + done, &packed, sizeof(packed));
+      }
+    }
+#endif
+    DDFUP_IVDEP
+    for (int64_t x = done; x < count; ++x) narrow(from[x], to[x]);
+  } else {
+    for (int64_t x = 0; x < count; ++x) narrow(from[x], to[x * step]);
+  }
+}
+
+template <typename A>
+DDFUP_INLINE void fill_run(A* to, A value, int64_t count) {
+  for (int64_t x = 0; x < count; ++x) to[x] = value;
+}
+
+}  // namespace ddfup

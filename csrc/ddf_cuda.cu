@@ -1,0 +1,170 @@
+// Registers the CUDA kernels of `ddfup::ddf` and `ddfup::ddf_backward` (schema in ddfup/ops/ddf.py) through PyTorch's
+// stable ABI. Arguments arrive checked by Python; work goes to PyTorch's current stream, memory comes from its
+// allocator.
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "ddf_launch.cuh"
+
+namespace ddfup {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
+
+// The rule of reference.is_channels_last in ddfup/ops/reference.py.
+Tensor empty_following(const Tensor& features, const std::vector<int64_t>& sizes) {
+  const bool channels_last = features.size(1) > 1 && features.stride(1) == 1 && !features.is_contiguous();
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(sizes, features.scalar_type(), std::nullopt, features.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+std::vector<int64_t> sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+Problem problem_of(const Tensor& features, const Tensor& spatial_filter, int64_t scale, int64_t kernel_size,
+                   int64_t stride, int64_t dilation, int64_t heads, int64_t combine, int64_t padding) {
+  Problem p{};
+  p.batch = features.size(0), p.channels = features.size(1), p.height = features.size(2), p.width = features.size(3);
+  p.grid_height = spatial_filter.size(2), p.grid_width = spatial_filter.size(3);
+  p.scale = scale, p.kernel_size = kernel_size, p.stride = stride, p.heads = heads;
+  // Taps further out than the image is large see the same padding.
+  p.dilation = std::min(dilation, std::max(p.height, p.width));
+  p.combine = static_cast<Combine>(combine), p.padding = static_cast<Padding>(padding);
+  return p;
+}
+
+struct Launch {
+  cudaStream_t stream;
+
+  template <typename Kernel, typename... Arguments>
+  void operator()(Kernel* kernel, int64_t blocks, int block_x, int block_y, const Arguments&... arguments) const {
+    if (blocks == 0) return;
+    STD_TORCH_CHECK(blocks < cuda::kMost, "ddfup: the tensors are too large for one kernel launch (", blocks,
+                    " blocks)");
+    const dim3 grid(static_cast<unsigned>(blocks)), block(block_x, block_y);
+    kernel<<<grid, block, 0, stream>>>(arguments...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+};
+
+Launch on_current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return {static_cast<cudaStream_t>(stream)};
+}
+
+template <typename T>
+cuda::Call<T> call_of(const Problem& problem, const Tensor& features, const Tensor& channel_filter,
+                      const Tensor& spatial_filter) {
+  cuda::Call<T> call{};
+  call.problem = problem;
+  call.features = static_cast<const T*>(features.data_ptr());
+  call.channel_filter = static_cast<const T*>(channel_filter.data_ptr());
+  call.spatial_filter = static_cast<const T*>(spatial_filter.data_ptr());
+  call.features_strides = strides_of(features);
+  call.spatial_strides = strides_of(spatial_filter);
+  return call;
+}
+
+// Calls `body` with a null pointer of the element type.
+template <typename Body>
+void with_type(ScalarType type, const Body& body) {
+  switch (type) {
+    case ScalarType::Float:
+      return body(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return body(static_cast<double*>(nullptr));
+    case ScalarType::Half:
+      return body(static_cast<__half*>(nullptr));
+    case ScalarType::BFloat16:
+      return body(static_cast<__nv_bfloat16*>(nullptr));
+    default:
+      STD_TORCH_CHECK(false, "ddfup: the features must be float32, float64, float16 or bfloat16");
+  }
+}
+
+Tensor ddf_cuda(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t scale,
+                int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads, int64_t combine,
+                int64_t padding) {
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const Problem p = problem_of(features, spatial_filter, scale, kernel_size, stride, dilation, heads, combine, padding);
+  const Tensor channel = torch::stable::contiguous(channel_filter);
+  Tensor output = empty_following(features, {p.batch, p.channels, p.grid_height * scale, p.grid_width * scale});
+  const Launch launch = on_current_stream(features);
+  with_type(features.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    auto call = call_of<T>(p, features, channel, spatial_filter);
+    call.result = static_cast<T*>(output.data_ptr());
+    call.output_strides = strides_of(output);
+    cuda::forward(launch, call);
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ddf_backward_cuda(const Tensor& grad_output, const Tensor& features,
+                                                     const Tensor& channel_filter, const Tensor& spatial_filter,
+                                                     int64_t scale, int64_t kernel_size, int64_t stride,
+                                                     int64_t dilation, int64_t heads, int64_t combine, int64_t padding,
+                                                     bool needs_features, bool needs_channel, bool needs_spatial) {
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const Problem p = problem_of(features, spatial_filter, scale, kernel_size, stride, dilation, heads, combine, padding);
+  const Tensor channel = torch::stable::contiguous(channel_filter);
+  const auto empty = [&](const Tensor& like, bool needed) {
+    return torch::stable::new_empty(like, needed ? sizes_of(like) : std::vector<int64_t>{0});
+  };
+  Tensor grad_features = needs_features ? empty_following(features, sizes_of(features)) : empty(features, false);
+  Tensor grad_channel = empty(channel_filter, needs_channel);
+  Tensor grad_spatial = empty(spatial_filter, needs_spatial);
+  const Launch launch = on_current_stream(features);
+  with_type(features.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    std::vector<Tensor> scratch;  // the allocator reuses freed memory in the order of the stream
+    const auto allocate = [&](int64_t count) {
+      constexpr auto kType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+      scratch.push_back(torch::stable::new_empty(features, {count}, kType));
+      return static_cast<cuda::Accumulator<T>*>(scratch.back().data_ptr());
+    };
+    auto call = call_of<T>(p, features, channel, spatial_filter);
+    call.grad_output = static_cast<const T*>(grad_output.data_ptr());
+    call.output_strides = strides_of(grad_output);
+    if (needs_features) {
+      call.result = static_cast<T*>(grad_features.data_ptr());
+      call.result_strides = strides_of(grad_features);
+      cuda::grad_features(launch, call);
+    }
+    if (needs_channel) {
+      call.result = static_cast<T*>(grad_channel.data_ptr());
+      cuda::grad_channel(launch, allocate, call);
+    }
+    if (needs_spatial) {
+      call.result = static_cast<T*>(grad_spatial.data_ptr());
+      cuda::grad_spatial(launch, allocate, call);
+    }
+  });
+  return {grad_features, grad_channel, grad_spatial};
+}
+
+}  // namespace
+}  // namespace ddfup
+
+STABLE_TORCH_LIBRARY_IMPL(ddfup, CUDA, m) {
+  m.impl("ddf", TORCH_BOX(&ddfup::ddf_cuda));
+  m.impl("ddf_backward", TORCH_BOX(&ddfup::ddf_backward_cuda));
+}

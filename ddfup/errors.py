@@ -1,0 +1,56 @@
+"""Everything ddfup raises on purpose: a message that names file or argument, rule and value, and a hint with the remedy."""
+
+from __future__ import annotations
+
+
+class DDFUpError(Exception):
+    """Base of all errors meant for users.
+
+    Attributes:
+        message: What is wrong, with the file or argument, the rule and the value.
+        hint: What to do about it; may be empty.
+        exit_code: Exit status the command line ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ArgumentError(DDFUpError, ValueError):
+    """An argument or option breaks a rule."""
+
+    exit_code = 2
+
+
+class InputError(DDFUpError):
+    """An input file or array cannot be used."""
+
+    exit_code = 4
+
+
+class OutputError(DDFUpError):
+    """An output cannot be written, or would replace a file without leave."""
+
+    exit_code = 6
+
+
+class WeightsError(DDFUpError):
+    """Weights are missing, damaged or of another architecture."""
+
+    exit_code = 7
+
+
+class DeviceError(DDFUpError):
+    """The requested device is absent, or out of memory."""
+
+    exit_code = 8
+
+
+class KernelBuildError(DDFUpError):
+    """The native kernels could not be built although DDFUP_KERNELS=native asks for them."""
+
+    exit_code = 1
