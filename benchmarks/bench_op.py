@@ -114,9 +114,7 @@ def peak_mb() -> float:
     return 0.0
 
 
-def bench(
-    shape: Shape, dtype: torch.dtype, device: str, layout: torch.memory_format, seconds: float
-) -> list[Timing]:
+def bench(shape: Shape, dtype: torch.dtype, device: str, layout: torch.memory_format, seconds: float) -> list[Timing]:
     """Time everything for one shape."""
     batch, channels, height, width, k, scale = shape
     positions = scale**2
@@ -141,9 +139,7 @@ def bench(
     }
     backward: dict[str, Callable[[], object]] = {
         "kernel": lambda: torch.ops.ddfup.ddf_backward(grad, *inputs, *options, *needs),
-        "depth-wise conv2d": lambda: torch.ops.aten.convolution_backward(
-            conv_grad, features, weights, *convolution
-        ),
+        "depth-wise conv2d": lambda: torch.ops.aten.convolution_backward(conv_grad, features, weights, *convolution),
         "PyTorch fallback": lambda: reference.ddf_backward(grad, *inputs, *options, *needs),
     }
     with torch.no_grad():
@@ -179,9 +175,7 @@ def table_of(timings: list[Timing], title: str) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="small shapes, few repetitions: a check that it runs"
-    )
+    parser.add_argument("--quick", action="store_true", help="small shapes, few repetitions: a check that it runs")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -200,9 +194,7 @@ def main() -> None:
     title = f"{where}; {kernels.reason}"
     console = Console(width=120)
     console.print(table_of(timings, title))
-    console.print(
-        "memory: peak of the process while the method ran, over what it held before (CPU memory, Linux)"
-    )
+    console.print("memory: peak of the process while the method ran, over what it held before (CPU memory, Linux)")
     if options.json:
         figures = [timing._asdict() for timing in timings]
         options.json.write_text(json.dumps({"title": title, "timings": figures}, indent=2) + "\n")

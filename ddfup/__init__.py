@@ -1,7 +1,7 @@
 """Guided depth upsampling with decoupled dynamic filters (Zhou et al., CVPR 2021).
 
-``ddfup.Upsampler`` upsamples numpy arrays, ``ddfup.ddf`` and ``ddfup.ddf_up`` are the operations, ``ddfup.DDF`` and ``ddfup.DDFUp``
-their modules. PyTorch is imported when one of them is first used.
+``ddfup.Upsampler`` upsamples numpy arrays, ``ddfup.ddf`` and ``ddfup.ddf_up`` are the operations,
+``ddfup.DDF`` and ``ddfup.DDFUp`` their modules. PyTorch is imported when one of them is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything ddfup raises on purpose: a message that names file or argument, rule and value, and a hint with the remedy."""
+"""Everything ddfup raises on purpose: messages with file or argument, rule and value; hints."""
 
 from __future__ import annotations
 

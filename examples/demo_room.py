@@ -162,9 +162,7 @@ def shell() -> list[Primitive]:
     """Floor, ceiling, walls, window bars, skirting, rug and what hangs on the back wall."""
     wall, t = plain(0.9, 0.89, 0.86), 0.1
     (y0, y1), (z0, z1) = WINDOW_Y, WINDOW_Z
-    carpet = blend(
-        floor, rug, lambda p: ((abs(p[0] - 0.1) < 1.33) & (abs(p[2] - 3.14) < 0.84)).astype(p.dtype)
-    )
+    carpet = blend(floor, rug, lambda p: ((abs(p[0] - 0.1) < 1.33) & (abs(p[2] - 3.14) < 0.84)).astype(p.dtype))
     parts: list[Primitive] = [
         Box((LEFT - t, -t, BEHIND - t), (RIGHT + t, 0, BACK + t), carpet),
         Box((LEFT - t, TOP, BEHIND - t), (RIGHT + t, TOP + t, BACK + t), wall),
@@ -201,9 +199,7 @@ def bookshelf(rng: np.random.Generator) -> list[Primitive]:
         while x < end - 0.05:
             width, height, depth = rng.uniform(0.02, 0.056), rng.uniform(0.19, 0.3), rng.uniform(0.14, 0.24)
             paint = spine(rng, x, width, y + 0.022, height)
-            parts.append(
-                Box((x, y + 0.022, BACK - 0.03 - depth), (x + width, y + 0.022 + height, BACK - 0.03), paint)
-            )
+            parts.append(Box((x, y + 0.022, BACK - 0.03 - depth), (x + width, y + 0.022 + height, BACK - 0.03), paint))
             x += width + 0.001 + (rng.uniform(0.04, 0.16) if rng.random() < 0.1 else 0)
     parts.append(
         Ellipsoid(
@@ -300,9 +296,7 @@ def chair() -> list[Primitive]:
 
     parts += tube([bow(a) for a in np.linspace(0.02, math.pi - 0.02, 33)], 0.011, WALNUT)
     for x in np.linspace(-0.78, 0.78, 8):
-        parts.append(
-            Capsule(at(0.15 * x, 0.46, 0.12 + 0.05 * (1 - x * x)), bow(math.acos(-x)), 0.0062, WALNUT)
-        )
+        parts.append(Capsule(at(0.15 * x, 0.46, 0.12 + 0.05 * (1 - x * x)), bow(math.acos(-x)), 0.0062, WALNUT))
     return parts
 
 
@@ -327,9 +321,7 @@ def table(rng: np.random.Generator) -> list[Primitive]:
         ]
         parts += tube(legs, 0.006, BLACK)
     vx, vz = x + 0.06, z + 0.1
-    vase = [
-        (y + 0.001 + 0.24 * s, 0.04 + 0.045 * math.sin(2.9 * s + 0.2) ** 2) for s in np.linspace(0, 1, 14)
-    ]
+    vase = [(y + 0.001 + 0.24 * s, 0.04 + 0.045 * math.sin(2.9 * s + 0.2) ** 2) for s in np.linspace(0, 1, 14)]
     parts += lathe(vx, vz, vase, plain(0.3, 0.42, 0.5))
     for i in range(11):
         a, lean, length = i * 2.4, rng.uniform(0.1, 0.42), rng.uniform(0.3, 0.52)
@@ -354,9 +346,7 @@ def table(rng: np.random.Generator) -> list[Primitive]:
     parts += [Disc((mx, y + 0.08, mz), 0.041, plain(0.25, 0.15, 0.1))]
     parts += tube(circle((mx + 0.045, y + 0.05, mz), 0.026, 14, (1, 0, 0)), 0.006, mug)
     parts.append(Box((x - 0.29, y, z - 0.24), (x - 0.07, y + 0.028, z - 0.08), plain(0.75, 0.28, 0.2), 0.3))
-    parts.append(
-        Box((x - 0.27, y + 0.028, z - 0.23), (x - 0.08, y + 0.05, z - 0.1), plain(0.9, 0.86, 0.76), 0.55)
-    )
+    parts.append(Box((x - 0.27, y + 0.028, z - 0.23), (x - 0.08, y + 0.05, z - 0.1), plain(0.9, 0.86, 0.76), 0.55))
     return parts
 
 
@@ -379,9 +369,7 @@ def basket_and_pouf() -> list[Primitive]:
     x, z = 1.42, 3.35
     parts: list[Primitive] = []
     for s in np.linspace(0, 1, 6):
-        parts += tube(
-            circle((x, 0.01 + 0.34 * s, z), 0.17 + 0.06 * s, 28, (1, 0, 0), (0, 0, 1)), 0.0035, BLACK
-        )
+        parts += tube(circle((x, 0.01 + 0.34 * s, z), 0.17 + 0.06 * s, 28, (1, 0, 0), (0, 0, 1)), 0.0035, BLACK)
     for low, high in zip(
         circle((x, 0.01, z), 0.17, 24, (1, 0, 0), (0, 0, 1)),
         circle((x, 0.35, z), 0.23, 24, (1, 0, 0), (0, 0, 1)),
@@ -430,7 +418,5 @@ def palm(rng: np.random.Generator) -> list[Primitive]:
 def room(seed: int) -> Scene:
     """Put everything into one scene."""
     rng = np.random.default_rng(seed)
-    parts = (
-        shell() + bookshelf(rng) + bicycle() + chair() + table(rng) + lamps() + basket_and_pouf() + palm(rng)
-    )
+    parts = shell() + bookshelf(rng) + bicycle() + chair() + table(rng) + lamps() + basket_and_pouf() + palm(rng)
     return Scene(parts)

@@ -129,9 +129,7 @@ class Capsule(Primitive):
         gap = self.radius**2 - dot(miss, miss)
         t = t - np.sqrt(np.maximum(gap, 0) / a)
         y = along + t * speed
-        end = o - self.axis * np.where(y < 0, 0, self.length).astype(
-            o.dtype
-        )  # the rounded end this ray may hit
+        end = o - self.axis * np.where(y < 0, 0, self.length).astype(o.dtype)  # the rounded end this ray may hit
         t_end = -dot(end, d)
         miss = end + t_end * d
         gap_end = self.radius**2 - dot(miss, miss)
@@ -220,14 +218,10 @@ def lathe(x: float, z: float, profile: Sequence[tuple[float, float]], paint: Pai
     return [Frustum(x, z, y0, r0, y1, r1, paint) for (y0, r0), (y1, r1) in pairwise(profile)]
 
 
-def circle(
-    centre: Point | Array, radius: float, count: int, across: Point, up: Point = (0, 1, 0)
-) -> list[Array]:
+def circle(centre: Point | Array, radius: float, count: int, across: Point, up: Point = (0, 1, 0)) -> list[Array]:
     """``count`` + 1 points around a circle, the first again last."""
     angles = np.linspace(0, 2 * math.pi, count + 1)
-    return [
-        vector(centre) + radius * (math.cos(a) * vector(across) + math.sin(a) * vector(up)) for a in angles
-    ]
+    return [vector(centre) + radius * (math.cos(a) * vector(across) + math.sin(a) * vector(up)) for a in angles]
 
 
 def blade(
@@ -244,9 +238,7 @@ def blade(
     side = vector((-math.sin(heading), 0, math.cos(heading)))
     middle, edges = vector(root), []
     for i in range(pieces + 1):
-        half = (
-            width / 2 * math.sin(math.pi * min(1.0, 0.12 + 0.88 * i / pieces)) ** 0.7 if i < pieces else 0.0
-        )
+        half = width / 2 * math.sin(math.pi * min(1.0, 0.12 + 0.88 * i / pieces)) ** 0.7 if i < pieces else 0.0
         edges.append((middle - half * side, middle + half * side))
         angle = rise - droop * (i / pieces) ** 1.2
         ahead = (math.cos(angle) * math.cos(heading), math.sin(angle), math.cos(angle) * math.sin(heading))

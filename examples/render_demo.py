@@ -65,9 +65,7 @@ def sky_light(scene: Scene, p: Array, normal: Array, u: Array) -> Array:
     reach = np.sqrt(square)
     d = away / reach
     cosines = np.maximum(dot(d, normal), 0) * np.maximum(-d[0], 0)
-    weight = np.minimum(
-        cosines * ((y1 - y0) * (z1 - z0) / math.pi) / square, 1
-    )  # beside the window: no speckle
+    weight = np.minimum(cosines * ((y1 - y0) * (z1 - z0) / math.pi) / square, 1)  # beside the window: no speckle
     return SKY * _unblocked(scene, o, d, reach, weight)
 
 
@@ -177,9 +175,7 @@ def _soften(image: Array, side: float) -> Array:
 
 def main() -> None:
     """Render, write ``guide.jpg`` and ``depth.png``, and say how long it took."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for guide.jpg and depth.png")
     parser.add_argument("--width", type=int, default=960, help="pixels; the scene suits 4:3")
     parser.add_argument("--height", type=int, default=720, help="pixels")

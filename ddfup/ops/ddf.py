@@ -68,9 +68,7 @@ def ddf(
     _check_options(channels, 1, kernel_size, stride, dilation, heads, combine, padding)
     _check_shape("channel_filter", channel_filter, "C, K, K", (batch, channels, kernel_size, kernel_size))
     grid = (-(-height // stride), -(-width // stride))
-    _check_shape(
-        "spatial_filter", spatial_filter, "heads*K*K, Ho, Wo", (batch, heads * kernel_size**2, *grid)
-    )
+    _check_shape("spatial_filter", spatial_filter, "heads*K*K, Ho, Wo", (batch, heads * kernel_size**2, *grid))
     features, channel_filter, spatial_filter = _same_kind(features, channel_filter, spatial_filter)
     result: Tensor = torch.ops.ddfup.ddf(
         features,
@@ -208,9 +206,7 @@ def _check_shape(name: str, value: Tensor, axes: str, expected: tuple[int, ...])
         raise ArgumentError(f"{name} must be (N, {axes}) = {expected}; got {tuple(value.shape)}")
 
 
-def _same_kind(
-    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _same_kind(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Apply autocast, if it is on, and raise ArgumentError unless all three share dtype and device."""
     tensors = (features, channel_filter, spatial_filter)
     for name, value in zip(("channel_filter", "spatial_filter"), tensors[1:], strict=True):
@@ -263,9 +259,7 @@ def _ddf_backward_default(grad_output: Tensor, *rest: Any) -> tuple[Tensor, Tens
     return reference.ddf_backward(grad_output, *rest)
 
 
-def _ddf_fake(
-    features: Tensor, _channel: Tensor, spatial_filter: Tensor, scale: int, *_options: int
-) -> Tensor:
+def _ddf_fake(features: Tensor, _channel: Tensor, spatial_filter: Tensor, scale: int, *_options: int) -> Tensor:
     rows, columns = spatial_filter.shape[2:]
     return reference.empty_following(features, [*features.shape[:2], rows * scale, columns * scale])
 
@@ -275,9 +269,7 @@ def _ddf_backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     needs_features, needs_channel, needs_spatial = options[-3:]
     return (
-        reference.empty_following(features, list(features.shape))
-        if needs_features
-        else features.new_empty(0),
+        reference.empty_following(features, list(features.shape)) if needs_features else features.new_empty(0),
         channel_filter.new_empty(channel_filter.shape if needs_channel else (0,)),
         spatial_filter.new_empty(spatial_filter.shape if needs_spatial else (0,)),
     )

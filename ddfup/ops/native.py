@@ -1,4 +1,4 @@
-"""Find, build and load the native kernels in ``csrc``; the only file that knows compilers.
+"""Build the native kernels on first use, keep them in a cache and load them.
 
 A library is built on first use into the user's cache, under a name that is the hash of all that shapes it.
 Each build has a private folder and ends with one rename, so builds may race or be killed. ``DDFUP_KERNELS``
@@ -14,35 +14,41 @@ import os
 import platform
 import shutil
 import stat
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
-from ddfup._resources import resource_dir
-from ddfup.errors import ArgumentError, DDFUpError, KernelBuildError
+from ddfup.errors import ArgumentError, KernelBuildError
+from ddfup.ops.compilers import (
+    BUILD_SECONDS,
+    CXX_FLAGS,
+    CXX_HINT,
+    DEFINES,
+    NVCC_FLAGS,
+    NVCC_HINT,
+    BuildFailure,
+    compile_cpu,
+    compile_cuda,
+    csrc,
+    find_cxx,
+    find_nvcc,
+    gpu_flags,
+    instruction_set,
+)
 
 Mode = Literal["auto", "native", "torch"]
 
 _log = logging.getLogger("ddfup")
 _lock = threading.RLock()
-_SOURCES = {
-    "cpu": ("ddf_cpu.cpp", ("ddf.h", "ddf_cpu*")),
-    "cuda": ("ddf_cuda.cu", ("ddf.h", "*.cuh", "ddf_cuda*")),
-}
-# The oldest stable ABI the kernels use: PyTorch 2.10.
-_DEFINES = ("-DTORCH_TARGET_VERSION=0x020a000000000000",)
-_CXX_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall")
-_NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC", "-Xcompiler=-fvisibility=hidden", "-DUSE_CUDA")
-_BUILD_SECONDS = 900
+# What of csrc shapes the library of each kind of device.
+_SOURCES = {"cpu": ("ddf.h", "ddf_cpu*"), "cuda": ("ddf.h", "*.cuh", "ddf_cuda*")}
 _STALE_SECONDS = 24 * 3600
 
 
@@ -86,12 +92,8 @@ class Status:
     cuda: KernelStatus
 
 
-class _BuildFailure(DDFUpError):
-    """Why a library could not be had; turned into a note or a KernelBuildError."""
-
-
 _loaded: dict[str, Path] = {}
-_failed: dict[str, _BuildFailure] = {}
+_failed: dict[str, BuildFailure] = {}
 
 
 def mode() -> Mode:
@@ -104,9 +106,7 @@ def mode() -> Mode:
     for known in get_args(Mode):
         if value == known:
             return known  # type: ignore[no-any-return]
-    raise ArgumentError(
-        f"DDFUP_KERNELS must be auto, native or torch; got {value!r}", "unset it to let ddfup choose"
-    )
+    raise ArgumentError(f"DDFUP_KERNELS must be auto, native or torch; got {value!r}", "unset it to let ddfup choose")
 
 
 def load(device: str) -> bool:
@@ -134,7 +134,7 @@ def load(device: str) -> bool:
             try:
                 _load_library(device)
                 return True
-            except _BuildFailure as error:
+            except BuildFailure as error:
                 _failed[device] = error
                 if chosen == "auto":
                     kind = "CPU" if device == "cpu" else "CUDA"
@@ -168,7 +168,7 @@ def build(*, force: bool = False) -> Status:
             try:
                 if force or device not in _loaded:
                     _load_library(device, rebuild=force)
-            except _BuildFailure as failure:
+            except BuildFailure as failure:
                 _failed[device] = failure
     return status()
 
@@ -231,7 +231,7 @@ def _load_library(device: str, *, rebuild: bool = False) -> None:
     """Load the library of a device, building it if absent or unreadable.
 
     Raises:
-        _BuildFailure: If that is impossible.
+        BuildFailure: If that is impossible.
     """
     library = _library_path(device)
     fresh = rebuild or not library.is_file()
@@ -243,7 +243,7 @@ def _load_library(device: str, *, rebuild: bool = False) -> None:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
         if fresh:
-            raise _BuildFailure(
+            raise BuildFailure(
                 f"the library just built cannot be loaded: {error}", "report this with `ddfup doctor`"
             ) from error
         # A file in the cache that the system refuses (a damaged disk, another C library) is worth one new
@@ -252,7 +252,7 @@ def _load_library(device: str, *, rebuild: bool = False) -> None:
         try:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError as again:
-            raise _BuildFailure(
+            raise BuildFailure(
                 f"the library just built cannot be loaded: {again}", "report this with `ddfup doctor`"
             ) from again
     _loaded[device] = library
@@ -267,14 +267,14 @@ def _library_path(device: str) -> Path:
         sysconfig.get_config_var("SOABI") or "",
         platform.system(),
         platform.machine(),
-        *_CXX_FLAGS,
-        *_DEFINES,
+        *CXX_FLAGS,
+        *DEFINES,
         os.environ.get("CXX", ""),
     ]
     if device == "cpu":
-        parts.append(_instruction_set())
+        parts.append(instruction_set())
     else:
-        parts += [*_NVCC_FLAGS, torch.version.cuda or "", *_gpu_flags()]
+        parts += [*NVCC_FLAGS, torch.version.cuda or "", *gpu_flags()]
     digest = hashlib.sha256("\0".join(parts).encode())
     for source in _source_files(device):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
@@ -283,27 +283,8 @@ def _library_path(device: str) -> Path:
 
 
 def _source_files(device: str) -> list[Path]:
-    folder = _csrc()
-    return sorted({path for pattern in _SOURCES[device][1] for path in folder.glob(pattern)})
-
-
-def _csrc() -> Path:
-    try:
-        return resource_dir("csrc")
-    except FileNotFoundError as error:
-        raise _BuildFailure(str(error), "reinstall ddfup") from error
-
-
-def _instruction_set() -> str:
-    """Name what ``-march=native`` depends on: machines that share a home must not share a library."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if line.lower().startswith(("flags", "features")):
-                    return line
-    except OSError:
-        pass  # not Linux
-    return platform.processor()
+    folder = csrc()
+    return sorted({path for pattern in _SOURCES[device] for path in folder.glob(pattern)})
 
 
 def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
@@ -313,13 +294,13 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
     the system when its holder dies, and the build is right without it.
 
     Raises:
-        _BuildFailure: If there is no compiler, or it fails.
+        BuildFailure: If there is no compiler, or it fails.
     """
     import filelock
 
     cache = library.parent
     _remove_stale(cache)
-    lock = filelock.FileLock(cache / f"{library.stem}.lock", timeout=_BUILD_SECONDS)
+    lock = filelock.FileLock(cache / f"{library.stem}.lock", timeout=BUILD_SECONDS)
     try:
         lock.acquire()
     except (filelock.Timeout, OSError, NotImplementedError):
@@ -330,21 +311,19 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
         try:
             folder = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
         except OSError as error:
-            raise _BuildFailure(
+            raise BuildFailure(
                 f"{cache} cannot be written: {error}", "set DDFUP_CACHE_DIR to a writable folder"
             ) from error
         try:
             _log.info("ddfup: building the %s kernels, once", device)
             built = folder / library.name
             if device == "cpu":
-                _compile_cpu(built)
+                compile_cpu(built)
             else:
-                _compile_cuda(built)
+                compile_cuda(built)
             built.replace(library)
         except OSError as error:
-            raise _BuildFailure(
-                f"the build in {cache} failed: {error}", "check free space and permissions"
-            ) from error
+            raise BuildFailure(f"the build in {cache} failed: {error}", "check free space and permissions") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -361,198 +340,11 @@ def _remove_stale(cache: Path) -> None:
             continue  # another process was faster
 
 
-def _compile_cpu(target: Path) -> None:
-    compiler = _find_cxx()
-    source = str(_csrc() / _SOURCES["cpu"][0])
-    tuned: tuple[tuple[str, ...], ...] = (("-march=native",), ("-mcpu=native",), ())
-    for tuning in tuned:
-        command = [
-            *compiler,
-            *_CXX_FLAGS,
-            *tuning,
-            *_DEFINES,
-            *_includes(),
-            source,
-            *_link_flags(),
-            "-o",
-            str(target),
-        ]
-        try:
-            _run(command)
-            return
-        except _BuildFailure as failure:
-            # Not every compiler and processor knows these options; anything else is a real failure.
-            if not tuning or not any(word in failure.message for word in ("march", "mcpu", "native")):
-                raise
-
-
-def _compile_cuda(target: Path) -> None:
-    nvcc = _find_nvcc()
-    if nvcc is None:
-        raise _BuildFailure(
-            "there is no nvcc to compile them",
-            "pip install nvidia-cuda-nvcc, or install the CUDA toolkit and set CUDA_HOME",
-        )
-    source = str(_csrc() / _SOURCES["cuda"][0])
-    compiled = target.with_suffix(".o")
-    host = ["-ccbin", _find_cxx()[0]]
-    includes = [*_includes(), *(f"-I{folder}" for folder in _cuda_folders("include"))]
-    _run(
-        [
-            str(nvcc),
-            *_NVCC_FLAGS,
-            *_gpu_flags(),
-            *host,
-            *_DEFINES,
-            *includes,
-            "-c",
-            source,
-            "-o",
-            str(compiled),
-        ]
-    )
-    runtime = _find_cudart(nvcc)
-    _run(
-        [
-            *_find_cxx(),
-            str(compiled),
-            *_link_flags(),
-            _torch_library("torch_cuda"),
-            str(runtime),
-            "-o",
-            str(target),
-        ]
-    )
-
-
-def _run(command: list[str]) -> None:
-    """Run a compiler.
-
-    Raises:
-        _BuildFailure: If it cannot start, fails or does not end; with its last lines.
-    """
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_BUILD_SECONDS, check=False
-        )
-    except OSError as error:
-        raise _BuildFailure(f"{command[0]} cannot be started: {error}", _COMPILER_HINT) from error
-    except subprocess.TimeoutExpired as error:
-        raise _BuildFailure(f"{command[0]} did not end within {_BUILD_SECONDS} s", _COMPILER_HINT) from error
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        first = next((line for line in lines if "error" in line), lines[-1] if lines else "")
-        summary = f"{command[0]} failed with exit status {done.returncode}" + (
-            f": {first.strip()}" if first else ""
-        )
-        raise _BuildFailure("\n".join([summary, *lines[-20:]]), _COMPILER_HINT)
-
-
-_COMPILER_HINT = "install a C++17 compiler such as g++ 9 or clang 10, or name one in CXX"
-
-
-def _find_cxx() -> list[str]:
-    """Return the C++ compiler as the start of a command."""
-    named = os.environ.get("CXX")
-    if named:
-        return named.split()
-    for name in ("c++", "g++", "clang++"):
-        found = shutil.which(name)
-        if found:
-            return [found]
-    raise _BuildFailure("there is no C++ compiler", _COMPILER_HINT)
-
-
-def _torch_folder() -> Path:
-    return Path(torch.__file__).parent
-
-
-def _includes() -> list[str]:
-    # As system headers, so that warnings are about our own code.
-    return ["-isystem", str(_torch_folder() / "include")]
-
-
-def _torch_library(name: str) -> str:
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    return str(_torch_folder() / "lib" / f"lib{name}.{suffix}")
-
-
-def _link_flags() -> list[str]:
-    """Return the linker's options; at run time PyTorch's library is found by name, being loaded already."""
-    return ["-shared", _torch_library("torch_cpu")]
-
-
-def _gpu_flags() -> list[str]:
-    """Return nvcc's options for the GPUs in this machine."""
-    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
-    return [f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}" for major, minor in sorted(found)]
-
-
-def _cuda_folders(name: str) -> Iterator[Path]:
-    """Yield the folders of that name in NVIDIA's pip packages."""
-    for site in dict.fromkeys((*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))):
-        yield from sorted(Path(site).glob(f"nvidia/*/{name}"))
-
-
-def _find_nvcc() -> Path | None:
-    """Return nvcc: of the named toolkit, on the PATH, of NVIDIA's pip packages, or in the usual place."""
-    named = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    on_path = shutil.which("nvcc")
-    places = [
-        *named,
-        *([Path(on_path).parent] if on_path else []),
-        *_cuda_folders("bin"),
-        Path("/usr/local/cuda/bin"),
-    ]
-    for place in places:
-        found = shutil.which("nvcc", path=str(place))
-        if found:
-            return Path(found)
-    return None
-
-
-def _find_cudart(nvcc: Path) -> Path:
-    """Return the CUDA runtime to link: the one this process runs already, else PyTorch's or the toolkit's.
-
-    Raises:
-        _BuildFailure: If there is none of PyTorch's major version.
-    """
-    major = (torch.version.cuda or "").partition(".")[0]
-    named = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    toolkits = [
-        *named,
-        nvcc.resolve().parent.parent,
-        Path("/usr/local/cuda"),
-        Path(f"/usr/local/cuda-{major}"),
-    ]
-    folders = [*_cuda_folders("lib"), _torch_folder() / "lib"]
-    folders += [toolkit / name for toolkit in toolkits for name in ("lib64", "lib")]
-    for library in (
-        *_loaded_files(),
-        *(file for folder in folders for file in sorted(folder.glob("libcudart*"))),
-    ):
-        if library.name.startswith("libcudart") and f".so.{major}" in library.name:
-            return library
-    raise _BuildFailure(
-        f"there is no libcudart.so.{major} to link with",
-        f"install the CUDA {major} runtime, the version PyTorch was built with",
-    )
-
-
-def _loaded_files() -> list[Path]:
-    """Return the files mapped into this process, where the system tells."""
-    try:
-        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [Path(path) for path in dict.fromkeys(line[line.find("/") :] for line in lines if "/" in line)]
-
-
 def _describe(device: str) -> KernelStatus:
     """Return the state of one device's kernels without building any."""
     try:
-        found = _find_cxx()[0] if device == "cpu" else _find_nvcc()
-    except _BuildFailure:
+        found = find_cxx()[0] if device == "cpu" else find_nvcc()
+    except BuildFailure:
         found = None
     compiler = str(found) if found else None
     hint = ""
@@ -568,7 +360,7 @@ def _describe(device: str) -> KernelStatus:
     else:
         try:
             library = _library_path(device)
-        except _BuildFailure as failure:
+        except BuildFailure as failure:
             reason, hint = failure.message, failure.hint
         else:
             built = library.is_file()
@@ -582,8 +374,8 @@ def _describe(device: str) -> KernelStatus:
                     "run `ddfup doctor --build` to do it now",
                 )
             elif device == "cpu":
-                reason, hint = "there is no C++ compiler", _COMPILER_HINT
+                reason, hint = "there is no C++ compiler", CXX_HINT
             else:
                 reason = "there is no nvcc to compile them"
-                hint = "pip install nvidia-cuda-nvcc, or install the CUDA toolkit and set CUDA_HOME"
+                hint = NVCC_HINT
     return KernelStatus(device, library is not None, device in _loaded, library, compiler, reason, hint)

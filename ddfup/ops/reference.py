@@ -124,9 +124,7 @@ def ddf_backward(
     padded = _pad(features.to(wide), margin, padding)
     channel = channel_filter.to(wide).reshape(batch, scale**2, heads, channels // heads, kernel_size**2, 1, 1)
     spatial = spatial_filter.to(wide).reshape(batch, scale**2, heads, 1, kernel_size**2, rows, columns)
-    grad = (
-        grad_output.to(wide).reshape(batch, channels, rows, scale, columns, scale).permute(0, 3, 5, 1, 2, 4)
-    )
+    grad = grad_output.to(wide).reshape(batch, channels, rows, scale, columns, scale).permute(0, 3, 5, 1, 2, 4)
     grad = grad.reshape(batch, scale**2, heads, channels // heads, rows, columns)
     grad_padded = torch.zeros_like(padded) if needs_features else padded
     grad_channel, grad_spatial = channel.new_zeros(channel.shape), spatial.new_zeros(spatial.shape)
@@ -150,12 +148,8 @@ def ddf_backward(
         empty_following(features, list(features.shape)).copy_(_unpad(grad_padded, margin, padding))
         if needs_features
         else nothing,
-        grad_channel.reshape(channel_filter.shape).to(channel_filter.dtype)
-        if needs_channel
-        else nothing.clone(),
-        grad_spatial.reshape(spatial_filter.shape).to(spatial_filter.dtype)
-        if needs_spatial
-        else nothing.clone(),
+        grad_channel.reshape(channel_filter.shape).to(channel_filter.dtype) if needs_channel else nothing.clone(),
+        grad_spatial.reshape(spatial_filter.shape).to(spatial_filter.dtype) if needs_spatial else nothing.clone(),
     )
 
 
@@ -179,9 +173,7 @@ def _unpad(padded: Tensor, margin: int, padding: int) -> Tensor:
     return padded
 
 
-def _window(
-    padded: Tensor, tap: int, kernel_size: int, stride: int, dilation: int, rows: int, columns: int
-) -> Tensor:
+def _window(padded: Tensor, tap: int, kernel_size: int, stride: int, dilation: int, rows: int, columns: int) -> Tensor:
     """Return the view of the padded features which one tap sees, (N, C, rows, columns)."""
     top, left = tap // kernel_size * dilation, tap % kernel_size * dilation
     bottom, right = top + (rows - 1) * stride + 1, left + (columns - 1) * stride + 1

@@ -133,10 +133,7 @@ KERNELS = {
         for of, t, taps in product(("spatial", "channel"), ("T", "double"), ("1, 1", "3, 3"))
     ),
     *(f"grad_{of}_kernel<T, {taps}>" for of, taps in product(("spatial", "channel"), ("1, 7", "5, 5"))),
-    *(
-        f"{name}_kernel<{t}>"
-        for name, t in product(("forward_any", "grad_features_any", "sum"), ("T", "double"))
-    ),
+    *(f"{name}_kernel<{t}>" for name, t in product(("forward_any", "grad_features_any", "sum"), ("T", "double"))),
 }
 
 
@@ -200,9 +197,7 @@ class Buffer:
         span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True) if n > 1)
         kind = {"float64": np.uint64, "float32": np.uint32}.get(dtype, np.uint16)
         self.margin = 64
-        self.memory = np.full(
-            span + 2 * self.margin, np.iinfo(kind).max, kind
-        )  # all ones is NaN in every type
+        self.memory = np.full(span + 2 * self.margin, np.iinfo(kind).max, kind)  # all ones is NaN in every type
         # Vectors of 16 bytes need memory that starts on such a boundary, as PyTorch's allocator gives it.
         shift = (-self.memory.ctypes.data // self.memory.itemsize) % (16 // self.memory.itemsize)
         self.start = self.margin // 2 + shift
@@ -257,10 +252,7 @@ def strides_of(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 class Arguments(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in ("batch", "channels", "height", "width", "grid_height", "grid_width")
-        ),
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "grid_height", "grid_width")),
         *(
             (name, ctypes.c_int64)
             for name in ("scale", "kernel_size", "stride", "dilation", "heads", "combine", "padding")
@@ -329,9 +321,7 @@ def run(library: ctypes.CDLL, case: Case, dtype: str, *, dry: bool = False) -> d
             assert result.outside_untouched(), f"{name}: a write outside the result"
             found.append(result.values())
         if not dry:
-            np.testing.assert_array_equal(
-                found[0], found[-1], err_msg=f"{name} depends on the order of threads"
-            )
+            np.testing.assert_array_equal(found[0], found[-1], err_msg=f"{name} depends on the order of threads")
             pairs[name] = found[0], expected[name].reshape(found[0].shape)
     return pairs
 
@@ -382,14 +372,10 @@ def test_cases_reach_every_kernel(emulator: ctypes.CDLL) -> None:
     emulator.ddf_launched()
     for case, dtype in product(CASES, TOLERANCE):
         run(emulator, case, dtype, dry=True)
-    names = {
-        re.sub(r"^void ddfup::cuda::|\(.*", "", line)
-        for line in emulator.ddf_launched().decode().splitlines()
-    }
+    names = {re.sub(r"^void ddfup::cuda::|\(.*", "", line) for line in emulator.ddf_launched().decode().splitlines()}
     types = ("float", "__half", "__nv_bfloat16")
     assert names == {
-        re.sub(r"\bT\b", t, name).replace("ROWS", "4" if t == "float" else "8")
-        for name, t in product(KERNELS, types)
+        re.sub(r"\bT\b", t, name).replace("ROWS", "4" if t == "float" else "8") for name, t in product(KERNELS, types)
     }
 
 
@@ -399,9 +385,9 @@ def test_emulated_half_types_round_to_nearest_even(emulator: ctypes.CDLL, dtype:
         [0, 1, 65504, 65519.9, 65520, 1e-8, 5.9e-8, 6.2e-5, 0.1, 1 + 2**-11, 1 + 3 * 2**-11, np.inf, np.nan]
     )
     random = np.random.default_rng(5)
-    values = np.concatenate(
-        [exact, random.standard_normal(2000) * 10.0 ** random.uniform(-8, 4, 2000)]
-    ).astype(np.float32)
+    values = np.concatenate([exact, random.standard_normal(2000) * 10.0 ** random.uniform(-8, 4, 2000)]).astype(
+        np.float32
+    )
     with np.errstate(over="ignore"):
         wanted = np.concatenate([values, -values])
         rounded = wanted.astype(np.float16).astype(np.float32)

@@ -130,9 +130,7 @@ def test_autocast_leaves_float64_alone(device: str) -> None:
 def test_second_order_gradients_are_refused_by_name() -> None:
     leaves = tuple(value.requires_grad_() for value in make_inputs(Case(scale=2)))
     (grad,) = torch.autograd.grad(ddf_up(*leaves, **UP).square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(
-        NotImplementedError, match=r"ddfup::ddf_backward has no derivative.*ddfup\.ops\.reference"
-    ):
+    with pytest.raises(NotImplementedError, match=r"ddfup::ddf_backward has no derivative.*ddfup\.ops\.reference"):
         grad.sum().backward()
 
 
@@ -177,9 +175,7 @@ CHANNEL = r"channel_filter must be \(N, C, K, K\)"
         ((F432, C33, S9), {"padding": "reflect"}, "padding must be 'zeros' or 'replicate'; got 'reflect'"),
     ],
 )  # fmt: skip
-def test_ddf_names_what_is_wrong(
-    shapes: tuple[tuple[int, ...], ...], options: dict[str, object], message: str
-) -> None:
+def test_ddf_names_what_is_wrong(shapes: tuple[tuple[int, ...], ...], options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{message}$"):
         ddf(*(torch.zeros(shape) for shape in shapes), **{"kernel_size": 3, **options})
 
@@ -208,9 +204,7 @@ def test_dtypes_and_devices_must_agree() -> None:
     ) as caught:
         ddf(features, channel, spatial.double(), kernel_size=3)
     assert caught.value.hint == "convert it with spatial_filter.to(features.dtype)"
-    with pytest.raises(
-        ArgumentError, match=r"^channel_filter must be on the device of the features, cpu; got meta$"
-    ):
+    with pytest.raises(ArgumentError, match=r"^channel_filter must be on the device of the features, cpu; got meta$"):
         ddf(features, channel.to("meta"), spatial, kernel_size=3)
 
 

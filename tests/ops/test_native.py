@@ -14,7 +14,7 @@ import torch
 
 from ddfup._resources import resource_dir
 from ddfup.errors import ArgumentError, KernelBuildError
-from ddfup.ops import native
+from ddfup.ops import compilers, native
 
 ROOT = resource_dir("csrc").parent
 # Runs the op twice, so that a second try to build would show.
@@ -171,15 +171,15 @@ def test_the_name_follows_all_that_shapes_the_library(fresh: Path, monkeypatch: 
     for source in native._source_files("cpu"):
         (sources / source.name).write_bytes(source.read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(native, "resource_dir", lambda name: sources)
+        patch.setattr(compilers, "resource_dir", lambda name: sources)
         assert native._library_path("cpu") == before
         with (sources / "ddf.h").open("a") as header:
             header.write("// changed\n")
         assert native._library_path("cpu") != before
     for change in (
         lambda patch: patch.setattr(torch, "__version__", "9.9"),
-        lambda patch: patch.setattr(native, "_CXX_FLAGS", ("-O0",)),
-        lambda patch: patch.setattr(native, "_instruction_set", lambda: "abacus"),
+        lambda patch: patch.setattr(native, "CXX_FLAGS", ("-O0",)),
+        lambda patch: patch.setattr(native, "instruction_set", lambda: "abacus"),
         lambda patch: patch.setenv("CXX", "another"),
     ):
         with monkeypatch.context() as patch:
@@ -188,7 +188,7 @@ def test_the_name_follows_all_that_shapes_the_library(fresh: Path, monkeypatch: 
 
 
 def test_status_tells_what_a_build_did(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = fake_compiler(fresh, native._csrc() / "ddf.h")
+    compiler = fake_compiler(fresh, compilers.csrc() / "ddf.h")
     monkeypatch.setenv("CXX", str(compiler))
     cpu = native.status().cpu
     assert (cpu.available, cpu.loaded, cpu.library, cpu.compiler) == (False, False, None, str(compiler))
@@ -216,7 +216,7 @@ def test_status_tells_why_a_build_failed(fresh: Path, monkeypatch: pytest.Monkey
 
 def test_a_compiler_that_cannot_tune_still_builds(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse = 'case "$*" in *=native*) echo "error: unknown option -march=native" >&2; exit 1;; esac'
-    monkeypatch.setenv("CXX", str(fake_compiler(fresh, native._csrc() / "ddf.h", before=refuse)))
+    monkeypatch.setenv("CXX", str(fake_compiler(fresh, compilers.csrc() / "ddf.h", before=refuse)))
     assert native.load("cpu")
     assert calls(fresh) == 3
 
@@ -247,11 +247,11 @@ def test_nvcc_of_the_pip_packages_is_found(fresh: Path, monkeypatch: pytest.Monk
     runtime = fresh / "nvidia" / "cu13" / "lib" / "libcudart.so.13"
     runtime.parent.mkdir()
     runtime.touch()
-    assert native._find_nvcc() == nvcc
+    assert compilers.find_nvcc() == nvcc
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert native._find_cudart(nvcc) == runtime
+    assert compilers._find_cudart(nvcc) == runtime
     monkeypatch.setenv("CUDA_HOME", str(fresh / "nvidia" / "cu13"))
-    assert native._find_nvcc() == nvcc
+    assert compilers.find_nvcc() == nvcc
 
 
 def test_old_build_folders_are_swept_and_young_ones_left(fresh: Path) -> None:

@@ -1,0 +1,217 @@
+"""One pair of files from start to end: check everything first, then read, upsample, write."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddfup import io
+from ddfup.errors import ArgumentError, OutputError
+
+if TYPE_CHECKING:
+    from ddfup.inference import Upsampler
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are read and written.
+
+    Attributes:
+        unit: Meaning of stored depth; None: integers are millimetres, floats metres.
+        invalid: Stored values that mean "no measurement".
+        format: Name of the output format; None: by the output's suffix, else the depth's own.
+        preview: Picture to write as well, or None.
+        overwrite: Whether outputs may replace files.
+        skip_existing: Whether an existing output means that nothing is to be done.
+        fill: Whether to give depth where the input has none, too.
+        max_pixels: Largest number of pixels of an input.
+    """
+
+    unit: io.Unit | None = None
+    invalid: tuple[float, ...] = io.DEFAULT_INVALID
+    format: str | None = None
+    preview: Path | None = None
+    overwrite: bool = False
+    skip_existing: bool = False
+    fill: bool = False
+    max_pixels: int = io.DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pair that passed every check that needs no decoding.
+
+    Attributes:
+        depth: Depth file.
+        guide: Guide file.
+        out: Output file; None: the bytes go to the caller.
+        target: Format of the output.
+        width: Columns of the output.
+        height: Rows of the output.
+        factor: Output width over depth width.
+        done: Whether the output exists and is to be kept.
+    """
+
+    depth: Path
+    guide: Path
+    out: Path | None
+    target: io.Format
+    width: int
+    height: int
+    factor: float
+    done: bool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A decoded pair.
+
+    Attributes:
+        depth: Depth map.
+        guide: (H, W, 3) guide.
+        dtype: Type of the output.
+        unit: Unit of the output.
+        seconds: Time for reading.
+    """
+
+    depth: io.DepthMap
+    guide: NDArray[np.uint8] | NDArray[np.uint16]
+    dtype: np.dtype[Any]
+    unit: io.Unit
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a pair.
+
+    Attributes:
+        data: Bytes of the depth file.
+        seconds: Time for reading, upsampling, encoding and writing.
+        valid_fraction: Share of output pixels that hold depth.
+        notes: Things the user should know, one sentence each.
+    """
+
+    data: bytes
+    seconds: float
+    valid_fraction: float
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(depth: Path, guide: Path, out: str | Path | None, options: Options) -> Plan:
+    """Check a pair before any work.
+
+    Args:
+        depth: Depth file.
+        guide: Guide file.
+        out: Output file; ``"-"``: none; None: the depth's name with ``_up`` beside it.
+        options: How to read and write.
+
+    Raises:
+        ArgumentError: If options contradict each other.
+        InputError: If a file is missing, of the wrong kind or size, or the two do not fit.
+        OutputError: If an output cannot be written, or would replace an input or, unasked, another file.
+    """
+    if options.preview is not None:
+        io.check_image_suffix(options.preview)
+    row, header = io.read_depth_header(depth, unit=options.unit, max_pixels=options.max_pixels)
+    picture = io.read_guide_header(guide, max_pixels=options.max_pixels)
+    io.check_pair(depth, (header.width, header.height), guide, (picture.width, picture.height))
+    for file in (out, options.preview):
+        for source in (depth, guide):
+            if file is not None and file != "-" and _same(Path(file), source):
+                raise OutputError(f"{file}: an output must not replace an input", "give it another name")
+    path, target = _output(depth, out, row, options.format)
+    outputs = [file for file in (path, options.preview) if file is not None]
+    if len(outputs) == 2 and _same(*outputs):
+        raise OutputError(f"{path}: depth and preview must be two files; got one name", "give another --preview")
+    done = path is not None and options.skip_existing and path.is_file()
+    for file in [] if done else outputs:
+        io.check_writable(file)
+        if os.path.lexists(file) and not options.overwrite:
+            raise OutputError(f"{file}: must not exist yet; it does", "--overwrite replaces it, or give another name")
+    width, height = picture.width, picture.height
+    return Plan(depth, guide, path, target, width, height, width / header.width, done)
+
+
+def read(work: Plan, options: Options) -> Inputs:
+    """Read and decode a pair.
+
+    Raises:
+        InputError: If a file is damaged, holds no valid pixel, or does not fit the output's type.
+    """
+    start = time.perf_counter()
+    depth = io.read_depth(work.depth, unit=options.unit, invalid=options.invalid, max_pixels=options.max_pixels)
+    dtype, unit = io.storage(depth, work.target)
+    io.check_range(depth.depth, dtype, unit)
+    guide = io.read_guide(work.guide, max_pixels=options.max_pixels)
+    return Inputs(depth, guide, dtype, unit, time.perf_counter() - start)
+
+
+def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> Result:
+    """Upsample, encode and, if there is an output file, write.
+
+    Raises:
+        OutputError: If writing fails; nothing is left over then.
+        DeviceError: If the device cannot do it.
+    """
+    start = time.perf_counter()
+    source, guide, dtype, unit = inputs.depth, inputs.guide, inputs.dtype, inputs.unit
+    depth = upsampler(source.depth, guide, valid=source.valid, fill=options.fill)
+    low, high = io.limits(dtype, unit)
+    beyond = int(np.count_nonzero((depth < low) | (depth > high)))
+    if beyond:
+        # The input fits, so this is the network's overshoot at the very end of the type's range.
+        depth = np.clip(depth, low, high)
+    details = {
+        "model": upsampler.model_name,
+        "weights_sha256": upsampler.weights_sha256,
+        "software": "ddfup",
+    }
+    data = io.encode_depth(depth, dtype=dtype, unit=unit, target=work.target, notes=details)
+    files: dict[Path, bytes] = {} if work.out is None else {work.out: data}
+    if options.preview is not None:
+        from ddfup.preview import side_by_side
+
+        picture = side_by_side(guide, source.depth, depth, label=unit.label or "disparity")
+        files[options.preview] = io.encode_image(options.preview, picture)
+    io.write_files(files)
+    return Result(
+        data=data,
+        seconds=inputs.seconds + time.perf_counter() - start,
+        valid_fraction=float(np.isfinite(depth).mean()),
+        notes=[f"{beyond} pixels were beyond what {dtype} holds and were limited to it"] if beyond else [],
+    )
+
+
+def _output(depth: Path, out: str | Path | None, row: io.Format, name: str | None) -> tuple[Path | None, io.Format]:
+    target = io.FORMATS[name] if name else row
+    if out is None:
+        suffix = depth.suffix if target is row else target.suffixes[0]
+        return depth.with_name(f"{depth.stem}_up{suffix}"), target
+    if str(out) == "-":
+        return None, target
+    path = Path(out)
+    if path.is_dir():
+        io.check_writable(path)
+    by_suffix = io.format_of(path)
+    if by_suffix is None:
+        known = ", ".join(suffix for other in io.FORMATS.values() for suffix in other.suffixes)
+        raise ArgumentError(f"-o must end in one of {known}; got {str(path)!r}")
+    if name and by_suffix is not target:
+        raise ArgumentError(f"--format must agree with -o; got {name} and {str(path)!r}", "leave one of them out")
+    return path, by_suffix
+
+
+def _same(first: Path, second: Path) -> bool:
+    """Tell whether two paths name one file, also through links."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return first.absolute() == second.absolute()

@@ -1,0 +1,1 @@
+"""Training of the networks; a leaf of the package that only the command line imports."""

@@ -1,0 +1,393 @@
+"""The training loop: one process on CPU or GPU, or many GPUs under ``torchrun``.
+
+Checkpoints hold everything that the next step depends on (weights, averages, optimiser, step number); batches
+depend on the step number alone, so that a resumed run continues exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed import ReduceOp, all_reduce, destroy_process_group, init_process_group, is_initialized
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ddfup import models
+from ddfup.degrade import degrade
+from ddfup.devices import find_device
+from ddfup.errors import InputError, OutputError
+from ddfup.metrics import rmse
+from ddfup.models.sampling import depth_statistics
+from ddfup.training.config import OptimizationSection, TrainingConfig
+from ddfup.training.data import Batch, Frame, StepBatches, load_frames, tuning_pairs
+
+# Deviations of depth up to which the second term of the loss is squared.
+_HUBER = 0.5
+# Error is counted in hundredths of the image's deviation: with plain metres the gradients sink below Adam's epsilon.
+_UNIT = 100.0
+# The error of interpolation grows about with this power of the ratio (NYU: 3.4, 5.6 and 9.4 cm at 4, 8 and 16).
+_ERROR_GROWTH = 0.7
+# Protocol of the field for NYU: a border of 6 pixels is left out.
+_TUNE_BORDER = 6
+_TUNE_FACTORS = (4, 8, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run reports after a step.
+
+    Attributes:
+        step: Steps done.
+        steps: Length of the schedule.
+        loss: Running mean of the loss.
+        tune: Last measured tuning errors, centimetres, by "degradation xfactor".
+    """
+
+    step: int
+    steps: int
+    loss: float
+    tune: dict[str, float]
+
+
+def loss_function(prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float) -> Tensor:
+    """Mean over measured pixels of the absolute plus a weighted Huber error, in hundredths of ``std``.
+
+    The field reports RMSE, which large errors at depth edges rule; the absolute error alone under-rates them.
+
+    Args:
+        prediction: (N, 1, H, W).
+        target: (N, 1, H, W), 0 = no measurement.
+        std: (N, 1, 1, 1), unit of the error.
+        ratio: High-resolution over low-resolution length.
+        squared: Weight of the Huber error.
+    """
+    valid = target > 0
+    error = (torch.where(valid, prediction - target, 0) / std).abs()
+    # Linear beyond half a deviation: a few far outliers (sky beside a roof) must not rule a step.
+    huber = torch.where(error < _HUBER, error.square(), _HUBER * (2 * error - _HUBER))
+    # Steps of all ratios weigh alike.
+    scale = _UNIT * (4 / ratio) ** _ERROR_GROWTH
+    loss: Tensor = scale * (error + squared * huber).sum() / valid.sum().clamp(min=1)
+    return loss
+
+
+def learning_rate(step: int, section: OptimizationSection) -> float:
+    """Linear warm-up, then cosine to a thousandth of the peak at the last step."""
+    if step < section.warmup:
+        return section.learning_rate * (step + 1) / section.warmup
+    done = (step - section.warmup) / max(1, section.steps - section.warmup)
+    return section.learning_rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def squared_weight(step: int, section: OptimizationSection) -> float:
+    """Weight of the squared error: constant, then linear to its end value over the last quarter."""
+    done = max(0.0, (step / section.steps - 0.75) * 4)
+    return section.squared + (section.squared_end - section.squared) * done
+
+
+def tuning_error(network: nn.Module, frames: list[Frame], device: torch.device) -> dict[str, float]:
+    """Mean over frames of the RMSE in centimetres, for bicubic and nearest low resolution at every factor.
+
+    Args:
+        network: Called on whole images.
+        frames: With depth in metres.
+        device: Where the network is.
+    """
+    # A network for one factor is measured at that factor only.
+    own = getattr(network.config, "scale", None)
+    errors: dict[str, float] = {}
+    for kind in ("bicubic", "nearest"):
+        for factor in _TUNE_FACTORS if own is None else (own,):
+            values = []
+            for frame in frames:
+                h, w = (length - length % factor for length in frame.depth.shape)
+                gt = frame.depth[:h, :w]
+                low = torch.from_numpy(degrade(gt, factor, kind))[None, None].to(device)
+                guide = torch.from_numpy(frame.guide[:h, :w]).to(device).permute(2, 0, 1)[None].float() / 255
+                with torch.no_grad():
+                    prediction = network(low, guide, low > 0)[0, 0].cpu().numpy()
+                b = slice(_TUNE_BORDER, -_TUNE_BORDER)
+                values.append(100 * rmse(prediction[b, b], gt[b, b]))
+            errors[f"{kind} x{factor}"] = float(np.mean(values))
+    return errors
+
+
+class Trainer:
+    """One training run in one folder.
+
+    Args:
+        config: What to train.
+        root: Folder that the data sets' paths are relative to.
+        out: Folder for ``checkpoint.pt``, ``log.jsonl`` and the weight file.
+        device: As of :func:`ddfup.devices.find_device`; under ``torchrun`` each process takes the GPU of its
+            LOCAL_RANK.
+        resume: Continue from ``out/checkpoint.pt``; without it an existing checkpoint is refused.
+        workers: Loader processes.
+
+    Raises:
+        InputError: If data are missing, or ``out`` holds a run already, or none that can be resumed.
+        OutputError: If ``out`` cannot be a folder.
+        DeviceError: If the device is absent.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        root: Path,
+        out: Path,
+        *,
+        device: str = "cpu",
+        resume: bool = False,
+        workers: int = 1,
+    ) -> None:
+        self.config, self.out, self.workers = config, out, workers
+        self.checkpoint = out / "checkpoint.pt"
+        if not config.data.train:
+            raise InputError("the configuration names no [[data.train]] set")
+        if self.checkpoint.exists() and not resume:
+            raise InputError(
+                f"{self.checkpoint}: a run is here already",
+                "continue it with --resume, or choose another --out",
+            )
+        if resume and not self.checkpoint.exists():
+            raise InputError(f"{self.checkpoint}: no checkpoint to resume from", "leave --resume out to start a run")
+        self.device = find_device(device)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be made a folder ({error.strerror})", "choose another --out") from error
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1 and not is_initialized():
+            init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+        data, optimization = config.data, config.optimization
+        sets = [(load_frames(root, s), s.weight) for s in data.train]
+        self.batches = StepBatches(sets, data, seed=optimization.seed, rank=self.rank, world=self.world)
+        frames = [frame for s in data.tune for frame in load_frames(root, s)]
+        self.tune_frames = tuning_pairs(frames, data.tune_frames) if frames else []
+
+        torch.manual_seed(optimization.seed)
+        memory_format = torch.channels_last
+        network = models.build(config.model.architecture, config.model.config)
+        self.network = network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
+        self.averaged = models.build(config.model.architecture, config.model.config)
+        self.averaged = self.averaged.to(self.device, memory_format=memory_format).requires_grad_(False)  # type: ignore[call-overload]
+        self.averaged.load_state_dict(self.network.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=optimization.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=optimization.weight_decay,
+        )
+        self.step = 0
+        self.loss = math.nan
+        self.tune: dict[str, float] = {}
+        self._stopping = False
+        # False while a step changes the weights: what an exception leaves behind then is no state to continue
+        # from.
+        self._whole = True
+        if resume:
+            self._load()
+        self.parallel: nn.Module = self.network
+        if self.world > 1:
+            # Not every level takes part in every step.
+            self.parallel = DistributedDataParallel(self.network, find_unused_parameters=True)
+
+    @property
+    def weights(self) -> Path:
+        """The weight file that the run writes."""
+        return self.out / f"{self.config.model.architecture}_{self.config.model.name}.safetensors"
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to end, with a checkpoint, after the step under way; safe in a signal handler."""
+        self._stopping = True
+
+    def run(self, *, max_minutes: float = math.inf, on_step: Callable[[Progress], None] | None = None) -> bool:
+        """Train until the schedule or the time ends; write checkpoints on the way and weights at the end.
+
+        Args:
+            max_minutes: Stop after this time, with a checkpoint.
+            on_step: Called after every step.
+
+        Returns:
+            Whether the schedule is complete.
+
+        Raises:
+            OutputError: If a file cannot be written.
+            InputError: If the data give no samples.
+        """
+        section = self.config.optimization
+        begin = saved = time.monotonic()
+        measured = self.step
+        try:
+            for batch in self._loader():
+                self._train_step(batch.to(self.device))
+                if self.step % section.tune_every == 0:
+                    self._measure()
+                    measured = self.step
+                if on_step is not None:
+                    on_step(Progress(self.step, section.steps, self.loss, self.tune))
+                now = time.monotonic()
+                if now - saved > 60 * section.checkpoint_minutes:
+                    self._save()
+                    saved = now
+                if self._agree(self._stopping or now - begin > 60 * max_minutes):
+                    break
+            complete = self.step >= section.steps
+            if complete and measured != self.step:
+                self._measure()
+            self._save()
+        except BaseException:
+            # Also on ctrl-C: what was learned is kept.
+            if self._whole:
+                self._save()
+            raise
+        finally:
+            if self.world > 1:
+                destroy_process_group()
+        return complete
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any of the processes wants to stop: the others would wait for one that left alone."""
+        if self.world == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.device)
+        all_reduce(flag, ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _loader(self) -> Iterator[Batch]:
+        remaining = range(self.step, self.config.optimization.steps)
+        loader: DataLoader[Batch] = DataLoader(
+            self.batches,
+            batch_size=None,
+            sampler=remaining,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=8 if self.workers else None,
+            worker_init_fn=_leave_signals_to_parent,
+        )
+        return iter(loader)
+
+    def _train_step(self, batch: Batch) -> None:
+        section = self.config.optimization
+        self.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, section)
+        valid = batch.depth > 0
+        own_mean, own_std = depth_statistics(batch.depth, valid)
+        statistics = (
+            torch.where(batch.whole, batch.mean, own_mean),
+            torch.where(batch.whole, batch.std, own_std),
+        )
+        guide = batch.guide.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=section.precision == "bf16"):
+            prediction = self.parallel(batch.depth, guide, valid, statistics=statistics)
+        squared = squared_weight(self.step, section)
+        loss = loss_function(prediction.float(), batch.target, batch.std, batch.ratio, squared)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip * _UNIT)
+        finite, value = bool(norm.isfinite()), float(loss.detach())
+        self._whole = False
+        # A broken step (one bad sample under autocast) is left out rather than poisoning the weights.
+        if finite:
+            self.optimizer.step()
+        self.step += 1
+        if math.isfinite(value):
+            self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        decay = min(section.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
+        self._whole = True
+
+    def _measure(self) -> None:
+        """Measure the averaged weights on the tuning frames and log the result."""
+        if self.rank != 0:
+            return
+        self.tune = tuning_error(self.averaged, self.tune_frames, self.device) if self.tune_frames else {}
+        record = {
+            "step": self.step,
+            "loss": None if math.isnan(self.loss) else round(self.loss, 5),
+            "learning_rate": learning_rate(self.step, self.config.optimization),
+            "time": time.time(),
+            "tune": self.tune,
+        }
+        path = self.out / "log.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def _save(self) -> None:
+        """Write the checkpoint and the averaged weights, each atomically."""
+        if self.rank != 0:
+            return
+        state: dict[str, Any] = {
+            "step": self.step,
+            "loss": self.loss,
+            "tune": self.tune,
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        model = self.config.model
+        try:
+            torch.save(state, temporary)
+            temporary.replace(self.checkpoint)
+            models.save_weights(
+                self.weights,
+                self.averaged,
+                architecture=model.architecture,
+                name=model.name,
+                description=model.description,
+            )
+        except (OSError, RuntimeError) as error:
+            # torch.save reports a full disk as a RuntimeError.
+            raise OutputError(f"{self.out}: the checkpoint cannot be written ({error})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.averaged.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.loss, self.tune = state["step"], state["loss"], state["tune"]
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            UnpicklingError,
+        ) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"{self.checkpoint}: cannot be resumed: {first}",
+                "the file is damaged, or belongs to another configuration",
+            ) from error
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Keep loader processes alive through ctrl-C, which reaches them too: the parent ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,189 @@
+"""The default network's promises: any ratio, affine equivariance, holes, tiles."""
+
+import math
+
+import pytest
+import torch
+from networks import TINY_PYRAMID, pair, tiny_pyramid
+
+from ddfup.models.pyramid import GuidedPyramid
+from ddfup.models.sampling import depth_statistics, fill_holes, positions, sample_rows_columns
+from ddfup.tiling import tiles
+
+# Low and high sizes (h, w); ratios 1, 1.3, 2, 3, 4, 7.5, 8, 16, 32, odd guides, single pixels.
+SIZES = [
+    ((12, 15), (12, 15)),
+    ((10, 20), (13, 26)),
+    ((9, 11), (18, 22)),
+    ((8, 10), (24, 30)),
+    ((8, 8), (32, 32)),
+    ((6, 8), (45, 60)),
+    ((6, 7), (48, 56)),
+    ((3, 4), (48, 64)),
+    ((2, 3), (64, 96)),
+    ((8, 6), (63, 47)),
+    ((1, 1), (17, 23)),
+    ((1, 5), (3, 16)),
+    ((1, 1), (1, 1)),
+]
+IDS = [f"{low}-{high}" for low, high in SIZES]
+
+
+def cubic(depth, size):
+    """The plain interpolation, from the resampling that has its own tests."""
+    at = (positions(0, size[i], 1, size[i] / depth.shape[i - 2], depth.device) for i in (0, 1))
+    return sample_rows_columns(depth, *at)
+
+
+def span(depth):
+    return float(depth.max() - depth.min()) or 1.0
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES, ids=IDS)
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+@torch.no_grad()
+def test_any_size_gives_a_finite_map_of_the_guides_size(low, high, holes):
+    depth, guide = pair(low, high, n=2)
+    valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) >= holes
+    valid[:, :, 0, 0] = True
+    out = tiny_pyramid()(depth, guide, valid)
+    assert out.shape == (2, 1, *high)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES, ids=IDS)
+@pytest.mark.parametrize(("scale", "offset"), [(4.0, 0.0), (0.001, 0.0), (2.0, 2.0**20), (1.0, -5000.0)])
+@torch.no_grad()
+def test_scaling_and_shifting_the_depth_does_so_to_the_result(low, high, scale, offset):
+    network = tiny_pyramid()
+    depth, guide = pair(low, high)
+    valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.2
+    valid[:, :, 0, 0] = True
+    base = network(depth, guide, valid)
+    # Depth in whole units: the shifted map is exact in float32, so that only the network can go wrong.
+    moved = network(scale * depth + offset, guide, valid)
+    tolerance = 2e-5 * scale * span(depth) + 2.0**-22 * abs(offset)
+    torch.testing.assert_close(moved, scale * base + offset, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0.1, 65.535, 1e5, 1e-6])
+@pytest.mark.parametrize(("low", "high"), SIZES[::3])
+@torch.no_grad()
+def test_a_constant_map_stays_constant_exactly(low, high, value):
+    _, guide = pair(low, high)
+    depth = torch.full((1, 1, *low), value)
+    assert (tiny_pyramid()(depth, guide) == depth[0, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES[:9], ids=IDS[:9])
+@torch.no_grad()
+def test_invalid_values_never_matter(low, high):
+    network = tiny_pyramid()
+    depth, guide = pair(low, high)
+    valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(3)) > 0.4
+    valid[:, :, -1, -1] = True
+    valid[:, :, 0, 0] = False
+    outputs = []
+    for garbage in (0.0, math.nan, math.inf, -math.inf, 1e30, -1e30):
+        outputs.append(network(torch.where(valid, depth, garbage), guide, valid))
+    assert outputs[0].isfinite().all()
+    for other in outputs[1:]:
+        assert torch.equal(other, outputs[0])
+    # Without a mask, whatever is not finite is invalid.
+    assert torch.equal(network(torch.where(valid, depth, math.nan), guide), outputs[0])
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES[:9], ids=IDS[:9])
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_see_each_other(low, high):
+    network = tiny_pyramid()
+    depth, guide = pair(low, high, n=3)
+    depth[1] *= 50
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    valid[2, :, 0, 0] = depth[2].numel() == 1
+    together = network(depth, guide, valid)
+    for i in range(3):
+        alone = network(depth[i : i + 1], guide[i : i + 1], valid[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=2e-5 * span(depth[i]), rtol=0)
+
+
+# A picture wide enough for several tiles with their halos, and low enough to be quick.
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ((33, 260), (33, 260)),
+        ((24, 160), (48, 320)),
+        ((15, 120), (45, 360)),
+        ((5, 40), (65, 521)),
+        ((9, 80), (67, 600)),
+        ((10, 80), (80, 640)),
+        ((3, 60), (48, 960)),
+    ],
+)
+@torch.no_grad()
+def test_tiles_equal_the_whole(low, high):
+    network = tiny_pyramid()
+    depth, guide = pair(low, high)
+    valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.1
+    whole = network(depth, guide, valid)
+    # The network must have something to get wrong.
+    far = (whole - cubic(fill_holes(torch.where(valid, depth, 0), valid), high)).abs().mean()
+    assert far > 0.01 * span(depth)
+
+    std, mean = torch.std_mean(guide, dim=(1, 2, 3), keepdim=True, correction=0)
+    prepared = network.prepare(depth, valid, size=high, guide_mean=mean, guide_std=std)
+    multiple, halo = network.tile_grid(math.sqrt(high[0] / low[0] * high[1] / low[1]))
+    assert halo % multiple == 0
+
+    def tiled(halo):
+        out = torch.full_like(whole, math.nan)
+        for tile in tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple):
+            top, bottom, left, right = tile.read
+            part = network.region(prepared, guide[..., top:bottom, left:right], top, left)
+            t, b, lf, r = tile.own
+            out[..., t:b, lf:r] = part[..., t - top : b - top, lf - left : r - left]
+        return out
+
+    assert len(tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple)) > 1
+    torch.testing.assert_close(tiled(halo), whole, atol=1e-4 * span(depth), rtol=0)
+    # And without the halo it would: the comparison can fail.
+    assert (tiled(0) - whole).abs().max() > 1e-3 * span(depth)
+
+
+def test_gradients_reach_every_parameter_over_the_ratios():
+    network = tiny_pyramid().train()
+    for low, high in SIZES[:9]:
+        depth, guide = pair(low, high, n=2)
+        out = network(depth, guide)
+        (out / span(depth)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(("low", "high"), SIZES[:9], ids=IDS[:9])
+@torch.no_grad()
+def test_an_untrained_network_is_nearly_the_cubic_interpolation(low, high):
+    torch.manual_seed(0)
+    network = GuidedPyramid(TINY_PYRAMID).eval()
+    depth, guide = pair(low, high)
+    reference = cubic(depth, high)
+    assert (network(depth, guide) - reference).square().mean().sqrt() < 0.2 * depth.std()
+
+
+@torch.no_grad()
+def test_the_guide_steers_the_result():
+    network = tiny_pyramid()
+    depth, guide = pair((6, 8), (48, 64))
+    assert (network(depth, guide) - network(depth, guide.flip(-1))).abs().max() > 1e-3 * span(depth)
+
+
+@torch.no_grad()
+def test_given_statistics_take_the_place_of_the_depths_own():
+    network = tiny_pyramid()
+    depth, guide = pair((6, 8), (48, 64))
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    mean, std = depth_statistics(depth, valid)
+    own = network(depth, guide)
+    torch.testing.assert_close(network(depth, guide, statistics=(mean, std)), own)
+    assert (network(depth, guide, statistics=(mean, 2 * std)) - own).abs().max() > 1e-4 * span(depth)

@@ -1,0 +1,172 @@
+"""Interpolation, normalisation and hole filling against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from ddfup.models.sampling import (
+    depth_statistics,
+    fill_holes,
+    normalize_depth,
+    positions,
+    sample_rows_columns,
+)
+
+CPU = torch.device("cpu")
+
+
+def keys(t):
+    """Keys' cubic convolution kernel with a = -1/2."""
+    t = abs(t)
+    if t <= 1:
+        return 1.5 * t**3 - 2.5 * t**2 + 1
+    return -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
+
+
+def triangle(t):
+    return max(0.0, 1 - abs(t))
+
+
+@pytest.mark.parametrize(("mode", "kernel"), [("cubic", keys), ("linear", triangle)])
+@pytest.mark.parametrize("size", [(5, 7), (1, 4), (1, 1), (2, 3)])
+def test_interpolation_is_the_sum_of_its_kernel_over_clamped_pixels(mode, kernel, size):
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal(size)
+    rows = np.sort(rng.uniform(-1.5, size[0] + 0.5, 6))
+    columns = np.sort(rng.uniform(-1.5, size[1] + 0.5, 8))
+    expected = np.zeros((6, 8))
+    for i, y in enumerate(rows):
+        for j, x in enumerate(columns):
+            for k in range(math.floor(y) - 2, math.floor(y) + 4):
+                for m in range(math.floor(x) - 2, math.floor(x) + 4):
+                    value = image[min(max(k, 0), size[0] - 1), min(max(m, 0), size[1] - 1)]
+                    expected[i, j] += value * kernel(y - k) * kernel(x - m)
+    got = sample_rows_columns(
+        torch.from_numpy(image)[None, None], torch.from_numpy(rows), torch.from_numpy(columns), mode=mode
+    )
+    np.testing.assert_allclose(got[0, 0].numpy(), expected, atol=1e-12)
+
+
+def test_linear_interpolation_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    image = rng.standard_normal((6, 9))
+    rows, columns = rng.uniform(0, 5, 11), rng.uniform(0, 8, 7)
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    expected = ndimage.map_coordinates(image, grid, order=1)
+    tensors = (torch.from_numpy(array) for array in (image[None, None], rows, columns))
+    np.testing.assert_allclose(sample_rows_columns(*tensors, mode="linear")[0, 0], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["cubic", "linear"])
+def test_ramps_are_reproduced_and_pixels_hit(mode):
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
+    ramp = (3 + 2 * y - 0.5 * x).double()[None, None]
+    rows, columns = torch.linspace(1, 7, 25).double(), torch.linspace(1, 10, 31).double()
+    expected = 3 + 2 * rows[:, None] - 0.5 * columns
+    torch.testing.assert_close(sample_rows_columns(ramp, rows, columns, mode=mode)[0, 0], expected)
+    noise = torch.randn(1, 2, 9, 12)
+    at_pixels = sample_rows_columns(noise, torch.arange(9.0).double(), torch.arange(12.0).double(), mode=mode)
+    torch.testing.assert_close(at_pixels, noise)
+
+
+def test_cubic_reproduces_parabolas():
+    # Keys' choice of a makes the kernel exact to second order; any other a is not.
+    y = torch.arange(10.0).double()
+    at = torch.linspace(2, 7, 40).double()
+    got = sample_rows_columns((y**2)[None, None, :, None].expand(1, 1, 10, 4), at, torch.tensor([1.5]).double())
+    torch.testing.assert_close(got[0, 0, :, 0], at**2)
+
+
+@pytest.mark.parametrize("ratio", [1, 1.3, 2, 7.5])
+def test_positions_share_the_outer_edges(ratio):
+    length = 40
+    at = positions(0, length, 1, ratio, CPU)
+    # The high-resolution image begins at -1/2 of both grids and ends where the low-resolution one ends.
+    assert (at[0] - 0.5 / ratio).item() == pytest.approx(-0.5)
+    assert (at[-1] + 0.5 / ratio).item() == pytest.approx(length / ratio - 0.5)
+    torch.testing.assert_close(positions(8, 5, 1, ratio, CPU), at[8:13])
+    torch.testing.assert_close(positions(8, 4, 4, ratio, CPU), at[8:24].view(4, 4).mean(1))
+
+
+def test_normalisation_gives_mean_zero_and_deviation_one():
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(500, 4000, (3, 1, 20, 30)).astype(np.float32)
+    valid = rng.uniform(size=depth.shape) > 0.3
+    depth[~valid] = np.nan
+    normalized, mean, std = normalize_depth(torch.from_numpy(depth), torch.from_numpy(valid))
+    for i in range(3):
+        values = depth[i][valid[i]].astype(np.float64)
+        assert mean[i].item() == pytest.approx(values.mean(), rel=1e-6)
+        assert std[i].item() == pytest.approx(values.std(), rel=1e-6)
+        np.testing.assert_allclose(normalized[i].numpy()[valid[i]], (values - values.mean()) / values.std(), atol=1e-6)
+    assert (normalized.numpy()[~valid] == 0).all()
+
+
+def test_normalisation_by_given_statistics():
+    depth, valid = torch.tensor([[[[1.0, 3.0]]]]), torch.ones(1, 1, 1, 2, dtype=torch.bool)
+    given = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 4.0)
+    normalized, mean, std = normalize_depth(depth, valid, given)
+    assert (normalized.tolist(), mean.item(), std.item()) == ([[[[-0.25, 0.25]]]], 2, 4)
+    own = normalize_depth(depth, valid, depth_statistics(depth, valid))
+    assert all(map(torch.equal, own, normalize_depth(depth, valid)))
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-6, 65.535, 1e6, -3.3])
+def test_a_constant_map_has_no_deviation(value):
+    depth = torch.full((1, 1, 33, 57), value)
+    normalized, mean, std = normalize_depth(depth, torch.ones_like(depth, dtype=torch.bool))
+    assert std.item() == 0 and not normalized.any()
+    assert mean.item() == depth[0, 0, 0, 0].item()
+
+
+def test_normalisation_survives_a_large_offset():
+    depth = torch.arange(200.0).view(1, 1, 10, 20)
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    torch.testing.assert_close(normalize_depth(depth + 2**20, valid)[0], normalize_depth(depth, valid)[0])
+
+
+def with_holes(h, w, share, seed):
+    rng = np.random.default_rng(seed)
+    valid = rng.uniform(size=(1, 1, h, w)) > share
+    valid[0, 0, rng.integers(h), rng.integers(w)] = True
+    depth = rng.integers(-100, 100, (1, 1, h, w)).astype(np.float32)
+    return torch.from_numpy(depth), torch.from_numpy(valid)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([0.0, 0.1, 0.5, 0.95]), st.integers(0, 1000))
+def test_filling_keeps_measurements_and_stays_in_their_range(h, w, share, seed):
+    depth, valid = with_holes(h, w, share, seed)
+    garbage = torch.where(valid, depth, 12345.0)
+    filled = fill_holes(garbage, valid)
+    assert torch.equal(filled[valid], depth[valid])
+    assert filled.min() >= depth[valid].min() - 1e-3 and filled.max() <= depth[valid].max() + 1e-3
+    # Affine equivariance: the weights sum to one and know nothing of the values.
+    torch.testing.assert_close(fill_holes(4 * garbage + 1000, valid), 4 * filled + 1000, atol=2e-3, rtol=1e-5)
+
+
+def test_filling_takes_values_from_near():
+    depth = torch.zeros(1, 1, 16, 32)
+    depth[..., 16:] = 100
+    valid = torch.ones_like(depth, dtype=torch.bool)
+    valid[..., 4:8, 4:8] = valid[..., 4:8, 24:28] = False
+    assert torch.equal(fill_holes(depth, valid), depth)
+    # Halfway between two measurements a hole takes something between.
+    valid[:] = False
+    valid[..., 0] = valid[..., -1] = True
+    middle = fill_holes(depth, valid)[0, 0, :, 15:17]
+    assert ((middle > 20) & (middle < 80)).all()
+
+
+def test_without_measurement_nothing_is_made_up():
+    depth = torch.randn(2, 1, 5, 6)
+    valid = torch.zeros_like(depth, dtype=torch.bool)
+    valid[1] = True
+    filled = fill_holes(depth, valid)
+    assert not filled[0].any()
+    assert torch.equal(filled[1], depth[1])

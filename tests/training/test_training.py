@@ -1,0 +1,482 @@
+"""Training on a tiny data set: configuration, samples, exact resumption, learning, files."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sets import CONFIG, write_data
+
+import ddfup
+from ddfup import models
+from ddfup.configs import bundled_configs
+from ddfup.errors import ArgumentError, InputError, OutputError
+from ddfup.training import trainer as trainer_module
+from ddfup.training.config import DataSet, load_config
+from ddfup.training.data import Frame, StepBatches, load_frames, tuning_pairs
+from ddfup.training.trainer import Trainer, learning_rate, loss_function, squared_weight, tuning_error
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(*changes):
+        text = CONFIG
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "config.toml"
+        path.write_text(text, "utf-8")
+        return load_config(str(path))
+
+    return make
+
+
+# --- configuration ---
+
+
+@pytest.mark.parametrize("name", bundled_configs())
+def test_bundled_configurations_build_their_networks(name):
+    settings = load_config(name)
+    network = models.build(settings.model.architecture, settings.model.config)
+    assert sum(parameter.numel() for parameter in network.parameters()) > 1e5
+    assert settings.data.train and settings.data.tune
+    # Frames that are watched are not learned from.
+    for tune in settings.data.tune:
+        for train in settings.data.train:
+            if train.path == tune.path:
+                assert train.last is not None and train.last < tune.first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[model]", "[model"), "not a TOML file"),
+        (("[optimization]", "[optimisation]"), r"section \[optimization\] is missing"),
+        (("warmup", "warm_up"), r"\[optimization\]: unknown key 'warm_up'"),
+        (("border", "edge"), r"\[\[data.tune\]\]: unknown key 'edge'"),
+        (("steps = 6\n", ""), "steps"),
+        (("steps = 6\n", "steps = 6.5\n"), "steps must be of type int; got 6.5"),
+        (("steps = 6\n", "steps = true\n"), "steps must be of type int; got True"),
+        (("steps = 6\n", "steps = 0\n"), "steps must be above 0; got 0"),
+        (("steps = 6\n", "steps = 6\nema = 1.0\n"), r"ema must be in \[0, 1\); got 1.0"),
+        (("steps = 6\n", "steps = 6\nseed = -1\n"), "seed must be at least 0; got -1"),
+        (
+            ("learning_rate = 2e-3", 'learning_rate = "fast"'),
+            "learning_rate must be of type float; got 'fast'",
+        ),
+        (("learning_rate = 2e-3", "learning_rate = nan"), "learning_rate must be of type float; got nan"),
+        (("learning_rate = 2e-3", "learning_rate = -1"), "learning_rate must be above 0; got -1"),
+        (("tune_every = 4", 'precision = "fp8"'), "precision must be 'fp32' or 'bf16'; got 'fp8'"),
+        (("nearest = 0.3", "blur = 0.3"), "degradations must be of nearest, .*; got 'blur'"),
+        (("bicubic = 0.5, nearest = 0.3, sensor = 0.2", "bicubic = 0"), "degradations must be shares"),
+        (("bicubic = 0.5", "bicubic = -0.5"), "degradations must be shares"),
+        (("any = 0.2", "all = 0.2"), "ratios must be 'any' or numbers of at least 1; got 'all'"),
+        (("any = 0.2", "0 = 0.2"), "ratios must be .*; got '0'"),
+        (("any = 0.2", "any = '1'"), "ratios must be of type"),
+        (("crops = { 4 = 16, 32 = 32 }", "crops = {}"), "crops must name at least one side"),
+        (("4 = 16", "4 = 1"), "crops must give a side of at least 2 pixels"),
+        (("[[data.train]]\n", "[data.train]\n"), r"must be written as \[\[data.train\]\] tables"),
+        (
+            ('[[data.train]]\npath = "room"', '[[data.train]]\npath = "room"\nweight = 0'),
+            "weights of .* shares",
+        ),
+    ],
+)
+def test_wrong_configurations_are_refused(config, tmp_path, change, message):
+    with pytest.raises((InputError, ArgumentError), match=message) as caught:
+        config(change)
+    assert str(tmp_path / "config.toml") in caught.value.message
+
+
+def test_a_missing_configuration_lists_the_bundled_ones(tmp_path):
+    with pytest.raises(InputError, match=r"none.toml: cannot read .* \(No such file") as caught:
+        load_config(str(tmp_path / "none.toml"))
+    assert "base" in caught.value.hint
+
+
+def test_a_table_where_a_section_belongs(tmp_path):
+    (tmp_path / "c.toml").write_text("model = 3\ndata = 4\noptimization = 5\n")
+    with pytest.raises(InputError, match="must be a table; got"):
+        load_config(str(tmp_path / "c.toml"))
+
+
+# --- data ---
+
+
+def test_frames_are_read_in_order_and_cut(root):
+    frames = load_frames(root, DataSet("room", first=1, last=2, border=3))
+    assert [frame.depth.shape for frame in frames] == [(62, 78), (62, 78)]
+    assert frames[0].guide.shape == (62, 78, 3) and frames[0].guide.dtype == np.uint8
+    whole = load_frames(root, DataSet("room"))
+    assert len(whole) == 6
+    np.testing.assert_array_equal(frames[1].depth, whole[2].depth[3:-3, 3:-3])
+    assert 1.4 < whole[0].depth[whole[0].depth > 0].min() < 1.6
+    assert (whole[0].depth == 0).any() and np.isfinite(whole[0].depth).all()
+
+
+def test_wrong_data_are_named(root, tmp_path):
+    with pytest.raises(InputError, match="nowhere: no files in depth/"):
+        load_frames(root, DataSet("nowhere"))
+    with pytest.raises(InputError, match="no frame from 6 to None; there are 6"):
+        load_frames(root, DataSet("room", first=6))
+    with pytest.raises(InputError, match="border = 34 leaves nothing of"):
+        load_frames(root, DataSet("room", border=34))
+    write_data(tmp_path, frames=2)
+    partner = tmp_path / "room" / "rgb" / "0001.png"
+    partner.rename(tmp_path / "room" / "rgb" / "0009.png")
+    with pytest.raises(InputError, match="no image with the stem '0001'"):
+        load_frames(tmp_path, DataSet("room"))
+    partner.write_bytes((tmp_path / "room" / "rgb" / "0000.png").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"0001\.png"):
+        load_frames(tmp_path, DataSet("room"))
+
+
+def batches(root, settings, **options):
+    sets = [(load_frames(root, s), s.weight) for s in settings.data.train]
+    return StepBatches(sets, settings.data, **{"seed": settings.optimization.seed, **options})
+
+
+def same(first, second):
+    return first.ratio == second.ratio and all(
+        torch.equal(value, getattr(second, name))
+        for name, value in vars(first).items()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def test_a_batch_depends_on_its_number_only(root, config):
+    settings = config()
+    one, other = batches(root, settings), batches(root, settings)
+    forwards = [one[step] for step in range(8)]
+    for step in reversed(range(8)):
+        assert same(other[step], forwards[step]), step
+    assert not any(same(forwards[0], batch) for batch in forwards[1:])
+    assert not same(batches(root, settings, seed=1)[3], forwards[3])
+    # Processes draw different samples at one common ratio.
+    second = batches(root, settings, rank=1, world=2)
+    assert all(second[step].ratio == forwards[step].ratio for step in range(8))
+    assert not any(same(second[step], forwards[step]) for step in range(8))
+
+
+def test_batches_are_what_they_promise(root, config):
+    ratios = set()
+    for step in range(40):
+        batch = batches(root, config())[step]
+        n, _, h, w = batch.depth.shape
+        height, width = batch.target.shape[2:]
+        assert batch.guide.shape == (n, 3, height, width) and batch.target.shape == (n, 1, height, width)
+        assert height / h == width / w == batch.ratio >= 1
+        assert n == 1 or n * height * width == pytest.approx(2048, rel=0.3)
+        assert 0 <= batch.guide.min() and batch.guide.max() <= 1
+        for i in range(n):
+            low, high = batch.depth[i], batch.target[i]
+            assert (low > 0).any() and (high > 0).float().mean() > 0.5
+            # Low resolution of this very target; sensors add noise, antialiasing rings a little.
+            assert 0.8 * high[high > 0].min() < low[low > 0].mean() < 1.2 * high.max()
+        assert batch.std.shape == batch.whole.shape == (n, 1, 1, 1) and (batch.std > 0).all()
+        ratios.add(round(batch.ratio, 2))
+    assert {2, 4} < ratios and len(ratios) > 4
+
+
+def test_images_smaller_than_a_crop_are_refused(root, config):
+    with pytest.raises(InputError, match="crop of 128 pixels does not fit a training image of 84 x 68"):
+        batches(root, config(("4 = 16, 32 = 32", "32 = 128")))[0]
+
+
+def test_data_without_depth_do_not_hang(config):
+    frame = Frame(np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.float32))
+    with pytest.raises(InputError, match="none had depth in more than half"):
+        StepBatches([([frame], 1.0)], config().data, seed=0)[0]
+
+
+@pytest.mark.parametrize(("frames", "count"), [(10, 3), (3, 10), (7, 7), (5, 1)])
+def test_tuning_frames_are_spread(frames, count):
+    chosen = tuning_pairs(list(range(frames)), count)
+    assert len(chosen) == min(frames, count) and chosen[0] == 0
+    assert len(set(np.diff(chosen))) <= 1
+
+
+# --- schedule and loss ---
+
+
+def test_the_schedule(config):
+    section = config(("steps = 6\n", "steps = 1000\nsquared = 2\nsquared_end = 4\n")).optimization
+    rates = [learning_rate(step, section) for step in range(1001)]
+    assert rates[0] == pytest.approx(1e-3) and max(rates) == rates[1] == pytest.approx(2e-3)
+    assert rates[1000] == pytest.approx(2e-6)
+    assert rates[501] == pytest.approx(1e-3, rel=0.01)
+    assert all(a >= b for a, b in pairwise(rates[1:]))
+    weights = [squared_weight(step, section) for step in (0, 750, 875, 1000)]
+    assert weights == [2, 2, 3, 4]
+
+
+def test_the_loss_counts_measured_pixels_only():
+    target = torch.full((1, 1, 4, 4), 2.0)
+    target[..., :2] = 0
+    prediction = torch.full_like(target, 2.5, requires_grad=True)
+    std = torch.full((1, 1, 1, 1), 0.5)
+    loss = loss_function(prediction, target, std, 4.0, 1.0)
+    loss.backward()
+    # By hand: off by one deviation, and Huber 0.5 * (2 * off - 0.5), in hundredths.
+    assert loss.item() == pytest.approx(100 * (1 + 0.75))
+    assert not prediction.grad[..., :2].any() and (prediction.grad[..., 2:] > 0).all()
+    assert loss_function(target.clone(), target, std, 4.0, 1.0) == 0
+    # A unit of length cancels; nothing measured costs nothing.
+    scaled = loss_function(3 * prediction, 3 * target, 3 * std, 4.0, 1.0)
+    assert scaled.item() == pytest.approx(loss.item())
+    assert loss_function(prediction, 0 * target, std, 4.0, 1.0) == 0
+
+
+def test_the_tuning_error_of_the_truth_itself_is_none(root):
+    frames = load_frames(root, DataSet("room", last=1))
+
+    class Oracle(torch.nn.Module):
+        config = object()
+        asked = 0
+
+        def forward(self, depth, guide, valid):
+            frame = frames[self.asked % 2]
+            Oracle.asked += 1
+            h, w = guide.shape[2:]
+            return torch.from_numpy(frame.depth[:h, :w])[None, None] + 0.01
+
+    errors = tuning_error(Oracle(), frames, torch.device("cpu"))
+    assert list(errors) == [f"{kind} x{factor}" for kind in ("bicubic", "nearest") for factor in (4, 8, 16)]
+    assert all(value == pytest.approx(1, rel=1e-3) for value in errors.values())
+
+
+# --- runs ---
+
+
+def states(run):
+    return {
+        "network": run.network.state_dict(),
+        "averaged": run.averaged.state_dict(),
+        "moments": {
+            f"{i}.{key}": value
+            for i, state in run.optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        },
+    }
+
+
+def assert_same_run(first, second):
+    assert (first.step, first.loss, first.tune) == (second.step, second.loss, second.tune)
+    for part, tensors in states(first).items():
+        others = states(second)[part]
+        assert tensors.keys() == others.keys()
+        for key, value in tensors.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(others[key])), f"{part} {key}"
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """An uninterrupted run of six steps, and what it reported."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "config.toml").write_text(CONFIG)
+    run = Trainer(load_config(str(folder / "config.toml")), root, folder / "run", workers=0)
+    reports = []
+    assert run.run(on_step=reports.append)
+    return run, reports
+
+
+def test_a_run_reports_logs_and_writes_weights(finished):
+    run, reports = finished
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert all(report.steps == 6 and math.isfinite(report.loss) for report in reports)
+    assert not reports[2].tune and set(reports[3].tune) == set(run.tune)
+    assert sorted(path.name for path in run.out.iterdir()) == [
+        "checkpoint.pt",
+        "log.jsonl",
+        "pyramid_tiny.safetensors",
+    ]
+    records = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [4, 6]
+    assert records[-1]["tune"] == run.tune and len(run.tune) == 6
+    assert records[-1]["loss"] == pytest.approx(run.loss, abs=1e-4)
+    info = models.read_info(run.weights)
+    assert (info.name, info.description) == ("tiny", "of the tests")
+    loaded = models.load_model(run.weights).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in run.averaged.state_dict().items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(root, config, tmp_path, finished, workers):
+    out = tmp_path / "run"
+
+    class Interrupt(Exception):
+        pass
+
+    def raise_at_two(progress):
+        if progress.step == 2:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        Trainer(config(), root, out, workers=0).run(on_step=raise_at_two)
+    second = Trainer(config(), root, out, resume=True, workers=workers)
+    assert second.step == 2
+    # An orderly stop, as after a signal, ends after the step under way.
+    assert not second.run(on_step=lambda progress: second.stop() if progress.step == 4 else None)
+    third = Trainer(config(), root, out, resume=True, workers=workers)
+    assert third.step == 4
+    assert third.run()
+    assert_same_run(third, finished[0])
+    assert third.weights.read_bytes() == finished[0].weights.read_bytes()
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [4, 6]
+
+
+def test_a_finished_run_stays_as_it_is(root, config, tmp_path):
+    run = Trainer(config(("steps = 6\n", "steps = 1\n")), root, tmp_path / "run", workers=0)
+    assert run.run()
+    log, weights = (tmp_path / "run" / "log.jsonl").read_text(), run.weights.read_bytes()
+    again = Trainer(config(("steps = 6\n", "steps = 1\n")), root, tmp_path / "run", resume=True, workers=0)
+    assert again.run()
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+    assert again.weights.read_bytes() == weights
+
+
+def test_an_exception_within_a_step_keeps_the_last_whole_state(root, config, tmp_path, monkeypatch):
+    run = Trainer(config(), root, tmp_path / "run", workers=0)
+    run.run(on_step=lambda progress: run.stop())
+    before = run.checkpoint.read_bytes()
+    again = Trainer(config(), root, tmp_path / "run", resume=True, workers=0)
+
+    def torn(*arguments, **options):
+        # The weights have moved, the step is not counted yet.
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(again.optimizer, "step", torn)
+    with pytest.raises(KeyboardInterrupt):
+        again.run()
+    assert again.checkpoint.read_bytes() == before
+
+
+def test_time_runs_out(root, config, tmp_path):
+    run = Trainer(config(), root, tmp_path / "run", workers=0)
+    assert not run.run(max_minutes=0)
+    assert run.step == 1
+    assert Trainer(config(), root, tmp_path / "run", resume=True, workers=0).step == 1
+
+
+def test_existing_and_missing_runs_are_refused(root, config, tmp_path, finished):
+    with pytest.raises(InputError, match="a run is here already") as caught:
+        Trainer(config(), root, finished[0].out)
+    assert "--resume" in caught.value.hint
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        Trainer(config(), root, tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file: cannot be made a folder"):
+        Trainer(config(), root, tmp_path / "file")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "other network"])
+def test_a_damaged_checkpoint_is_named(root, config, tmp_path, finished, damage):
+    out = tmp_path / "run"
+    out.mkdir()
+    data = finished[0].checkpoint.read_bytes()
+    change = {"cut": data[: len(data) // 2], "empty": b"", "text": b"no checkpoint", "other network": data}
+    (out / "checkpoint.pt").write_bytes(change[damage])
+    settings = config(("trunk_channels = 8", "trunk_channels = 9")) if damage == "other network" else config()
+    with pytest.raises(InputError, match=r"checkpoint\.pt: cannot be resumed"):
+        Trainer(settings, root, out, resume=True)
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_no_rest(root, config, tmp_path, monkeypatch):
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+    run = Trainer(config(), root, tmp_path / "run", workers=0)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="run: the checkpoint cannot be written"):
+        run.run(max_minutes=0)
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_a_configuration_without_data_is_refused(root, config, tmp_path):
+    settings = config(('[[data.train]]\npath = "room"\nlast = 3\n', ""))
+    with pytest.raises(InputError, match=r"names no \[\[data.train\]\] set"):
+        Trainer(settings, root, tmp_path / "run")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_falls_on_a_fixed_problem(root, config, tmp_path, monkeypatch, precision):
+    settings = config(
+        ("steps = 6\n", f'steps = 60\nema = 0.9\nprecision = "{precision}"\n'),
+        ("ratios = { 2 = 0.5, 4 = 0.3, any = 0.2 }", "ratios = { 4 = 1.0 }"),
+        ("tune_every = 4", "tune_every = 1000"),
+    )
+    run = Trainer(settings, root, tmp_path / "run", workers=0)
+    fixed = run.batches[0]
+    monkeypatch.setattr(StepBatches, "__getitem__", lambda self, step: fixed)
+    losses = []
+
+    def watch(prediction, target, std, ratio, squared):
+        loss = loss_function(prediction, target, std, ratio, squared)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(trainer_module, "loss_function", watch)
+    assert run.run()
+    assert losses[-1] < 0.7 * losses[0], losses
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_step_with_a_broken_gradient_is_left_out(root, config, tmp_path, monkeypatch):
+    run = Trainer(config(), root, tmp_path / "run", workers=0)
+    before = {key: value.clone() for key, value in run.network.state_dict().items()}
+
+    def broken(prediction, *rest):
+        return (prediction * math.nan).sum()
+
+    monkeypatch.setattr(trainer_module, "loss_function", broken)
+    run.run(max_minutes=0)
+    assert run.step == 1
+    assert all(torch.equal(value, before[key]) for key, value in run.network.state_dict().items())
+
+
+def test_two_processes_train_one_network_and_stop_together(root, config, tmp_path):
+    config(("tune_every = 4", "tune_every = 100"))
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
+        "from ddfup.training.config import load_config; from ddfup.training.trainer import Trainer;"
+        "config, root, out = sys.argv[1:];"
+        "run = Trainer(load_config(config), Path(root), Path(out), device='cpu', workers=0);"
+        # One of the two wants to stop: both do, rather than wait for each other.
+        "done = run.run(on_step=lambda p: run.stop() if (run.rank, p.step) == (1, 2) else None);"
+        "print(run.step, done, float(sum(p.double().abs().sum() for p in run.network.parameters())))"
+    )
+    arguments = [str(tmp_path / "config.toml"), str(root), str(tmp_path / "run")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(Path(ddfup.__file__).parents[1]), "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    results = [process.communicate(timeout=180) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    first, second = (out.split() for out, _ in results)
+    assert first == second and first[:2] == ["2", "False"]
+    models.load_model(tmp_path / "run" / "pyramid_tiny.safetensors")
