@@ -32,6 +32,12 @@ class InputError(DDFUpError):
     exit_code = 4
 
 
+class PairingError(DDFUpError):
+    """Files do not pair, or in more than one way."""
+
+    exit_code = 5
+
+
 class OutputError(DDFUpError):
     """An output cannot be written, or would replace a file without leave."""
 

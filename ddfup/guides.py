@@ -1,11 +1,11 @@
-"""Guide pictures: whatever a camera or an editor saves, read as upright RGB of 8 or 16 bits."""
+"""Guide pictures: whatever a camera, an editor or a renderer saves, read as upright RGB of 8 or 16 bits."""
 
 from __future__ import annotations
 
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import InputError
-from ddfup.formats import (
-    DEFAULT_MAX_PIXELS,
-    PNG_MAGIC,
-    TIFF_MAGICS,
-    check_pixels,
-    check_png,
-    decoding,
-    png_read,
-    read_start,
-    tiff_page,
-)
+from ddfup.formats.base import DEFAULT_MAX_PIXELS, check_pixels, decoding, quiet_stderr, read_start
+from ddfup.formats.exr import EXR_MAGIC, ExrHeader, exr_header, exr_pixels
+from ddfup.formats.png import PNG_MAGIC, png_chunks, png_read
+from ddfup.formats.tiff import TIFF_MAGICS, tiff_page
 
 # Pictures of several frames (MPO, what iPhones write) come in through Pillow's JPEG reader.
 GUIDE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
 _ORIENTATION = 274  # EXIF and TIFF tag
 _PILLOW_LIMIT = threading.Lock()
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+# A renderer's brightest half percent (lamps, the sun) may be white without detail.
+_EXR_WHITE_PERCENTILE = 99.5
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,14 @@ class GuideHeader:
         width: Columns of the upright picture.
         height: Rows of the upright picture.
         orientation: EXIF orientation, 1 to 8.
-        decoder: Who reads it: ``pillow``, or for 16 bits ``png`` or ``tiff``.
+        format: ``JPEG``, ``PNG``, ``TIFF``, ``WEBP``, ``EXR``, ``HEIC`` or ``MPO``.
+        decoder: Who reads it: ``pillow``, for 16 bits ``png`` or ``tiff``, else ``exr`` or ``heif``.
     """
 
     width: int
     height: int
     orientation: int
+    format: str
     decoder: str
 
 
@@ -56,36 +54,46 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
         InputError: If the file is missing, no picture, damaged or too large.
     """
     start = read_start(path)
-    with decoding(path, "JPEG, PNG, TIFF or WebP"):
+    with decoding(path, "JPEG, PNG, TIFF, WebP, EXR or HEIC"):
+        orientation = 1
         if start.startswith(TIFF_MAGICS):
             # Pillow cannot open every 16-bit TIFF, so the header is read by the one who will decode it.
             with tiff_page(path) as page:
                 tag = page.tags.get(_ORIENTATION)
-                orientation = int(tag.value) if tag is not None else 1
+                orientation = int(tag.value) if tag is not None else orientation
                 size = (int(page.imagewidth), int(page.imagelength))
-                decoder = "tiff" if page.dtype == np.uint16 else "pillow"
+                kind, decoder = "TIFF", "tiff" if page.dtype == np.uint16 else "pillow"
         elif start.startswith(PNG_MAGIC):
             # Not by Pillow: looking for EXIF, it would decode the picture before its size is checked.
-            decoder = "png" if start[24] == 16 else "pillow"
+            kind, decoder = "PNG", "png" if start[24] == 16 else "pillow"
             size = struct.unpack(">II", start[16:24])
             orientation = _png_orientation(path)
+        elif start.startswith(EXR_MAGIC):
+            exr = exr_header(path)
+            _colour_channels(path, exr)
+            size, kind, decoder = exr.size, "EXR", "exr"
+        elif start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+            # Its own turns are part of decoding; EXIF only repeats them.
+            size, kind, decoder = _open_heif(path).size, "HEIC", "heif"
         else:
             with _pillow(path) as picture:
-                size, decoder = picture.size, "pillow"
+                size, kind, decoder = picture.size, str(picture.format), "pillow"
                 orientation = int(picture.getexif().get(_ORIENTATION, 1))
     orientation = orientation if 1 <= orientation <= 8 else 1
     check_pixels(path, *size, max_pixels)
     width, height = size[::-1] if orientation >= 5 else size
-    return GuideHeader(width, height, orientation, decoder)
+    return GuideHeader(width, height, orientation, kind, decoder)
 
 
 def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Read a guide picture, upright, as (H, W, 3) RGB of 8 or 16 bits.
 
-    Grey is repeated, alpha dropped, palettes and CMYK converted, EXIF orientation applied.
+    Grey is repeated, alpha dropped, palettes and CMYK converted, EXIF orientation applied. EXR holds linear
+    light: it is scaled so that its 99.5th percentile is at most white, clipped, given the curve of sRGB, and
+    brought to 16 bits.
 
     Args:
-        path: JPEG, PNG, TIFF or WebP file.
+        path: JPEG, PNG, TIFF, WebP or EXR file, or HEIC where pillow-heif is installed.
         max_pixels: Largest number of pixels allowed, checked before decoding.
 
     Raises:
@@ -94,7 +102,12 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
     header = read_guide_header(path, max_pixels=max_pixels)
     with decoding(path, "picture"):
         if header.decoder == "pillow":
-            return _read_8bit_guide(path, header.orientation)
+            with quiet_stderr() if header.format == "TIFF" else nullcontext():
+                return _read_8bit_guide(path, header.orientation)
+        if header.decoder == "exr":
+            return _read_exr_guide(path)
+        if header.decoder == "heif":
+            return np.array(_open_heif(path).to_pillow().convert("RGB"))
         if header.decoder == "png":
             image = png_read(path)
         else:
@@ -113,12 +126,14 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
 def _png_orientation(path: Path) -> int:
     from PIL import Image
 
-    data = check_png(path)
-    found = data.find(b"eXIf", 0, data.find(b"IDAT"))
-    if found < 0:
+    body = b""
+    for kind, content in png_chunks(path):
+        if kind == b"eXIf":
+            body = bytes(content)
+    if not body:
         return 1
     exif = Image.Exif()
-    exif.load(data[found + 4 : found + 4 + int.from_bytes(data[found - 4 : found], "big")])
+    exif.load(body)
     return int(exif.get(_ORIENTATION, 1))
 
 
@@ -132,6 +147,46 @@ def _read_8bit_guide(path: Path, orientation: int) -> NDArray[np.uint8]:
         image = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
         # Pillow turns TIFF pictures by itself, and only these.
         return image if picture.format == "TIFF" else np.ascontiguousarray(_upright(image, orientation))
+
+
+def _colour_channels(path: Path, header: ExrHeader) -> list[str]:
+    """Return the names of the channels that hold red, green and blue, or of the one that holds grey."""
+    names = header.channels
+    for last in [name for name in names if name == "R" or name.endswith(".R")]:
+        layer = last[:-1]
+        if {layer + "G", layer + "B"} <= names.keys():
+            return [layer + colour for colour in "RGB"]
+    if "Y" in names:
+        return ["Y"]
+    listed = ", ".join(list(names)[:8])
+    raise InputError(
+        f"{path}: a guide must have the channels R, G and B, or Y; got {listed or 'none'}",
+        "is this the depth file? save the guide as PNG or JPEG",
+    )
+
+
+def _read_exr_guide(path: Path) -> NDArray[np.uint16]:
+    header = exr_header(path)
+    planes = [plane.astype(np.float32) for plane in exr_pixels(path, header, _colour_channels(path, header))]
+    image = np.stack(planes * (3 // len(planes)), axis=-1)
+    finite = image[np.isfinite(image)]
+    white = max(1.0, float(np.percentile(finite, _EXR_WHITE_PERCENTILE))) if finite.size else 1.0
+    light = np.clip(np.nan_to_num(image, nan=0.0, posinf=white, neginf=0.0) / np.float32(white), 0, 1)
+    # IEC 61966-2-1: straight near black, a power above.
+    curved = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    image16: NDArray[np.uint16] = np.rint(curved * 65535).astype(np.uint16)
+    return image16
+
+
+def _open_heif(path: Path) -> Any:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise InputError(
+            f"{path}: HEIC pictures must have a decoder; pillow-heif is not installed",
+            "pip install 'ddfup[heic]', or save the guide as JPEG",
+        ) from None
+    return pillow_heif.open_heif(path)
 
 
 def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -156,7 +211,7 @@ def _pillow(path: Path) -> Iterator[Any]:
             picture = Image.open(path, formats=GUIDE_FORMATS)
         except UnidentifiedImageError:
             raise InputError(
-                f"{path}: a guide must be a JPEG, PNG, TIFF or WebP picture; its content is none of them",
+                f"{path}: a guide must be a JPEG, PNG, TIFF, WebP, EXR or HEIC picture; its content is none of them",
                 "are depth and guide swapped? otherwise save the guide as PNG or JPEG",
             ) from None
         finally:

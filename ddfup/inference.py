@@ -6,11 +6,12 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddfup import models
 from ddfup.devices import find_device
@@ -25,6 +26,22 @@ _TILE = {"cpu": 1536, "cuda": 2048}
 _WHOLE_PIXELS = {"cpu": 3 << 20, "cuda": 8 << 20}
 # A tile below this side has more halo than content; running out of memory there is final.
 _SMALLEST_TILE = 512
+
+
+@runtime_checkable
+class Tileable(Protocol):
+    """A network that can be run part by part: what depends on the whole image is computed first, and once."""
+
+    def prepare(
+        self, depth: Tensor, valid: Tensor, *, size: tuple[int, int], guide_mean: Tensor, guide_std: Tensor
+    ) -> Any:
+        """Compute what depends on the whole image."""
+
+    def region(self, prepared: Any, guide: Tensor, top: int = 0, left: int = 0) -> Tensor:
+        """Upsample the part of the image that ``guide`` covers."""
+
+    def tile_grid(self, ratio: float) -> tuple[int, int]:
+        """Multiple that tile offsets keep, and the halo after which a tile equals the whole."""
 
 
 class Upsampler:
@@ -63,7 +80,7 @@ class Upsampler:
         info = models.find_model(model)
         self.model_name = info.name
         self.weights_sha256 = info.sha256
-        self._network: nn.Module = models.load_model(info.path, self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = models.load_model(info.path, self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def device(self) -> str:
@@ -118,7 +135,7 @@ class Upsampler:
                 if not _is_out_of_memory(error):
                     raise
                 smaller = (side if side is not None else max(image.shape[:2])) // 2
-                can_tile = self._tile != "none" and hasattr(self._network, "region")
+                can_tile = self._tile != "none" and isinstance(self._network, Tileable)
                 if not can_tile or smaller < _SMALLEST_TILE:
                     raise DeviceError(
                         f"{self.device}: out of memory for a guide of {image.shape[1]} x {image.shape[0]} pixels",
@@ -130,7 +147,7 @@ class Upsampler:
 
     def _first_tile(self, height: int, width: int) -> int | None:
         """Side of the tiles to begin with; None: the whole image at once."""
-        if not hasattr(self._network, "region") or self._tile == "none":
+        if not isinstance(self._network, Tileable) or self._tile == "none":
             return None
         if isinstance(self._tile, int):
             return self._tile
@@ -148,10 +165,11 @@ class Upsampler:
             if side is None:
                 return self._to_numpy(self._network(depth, self._to_tensor(image), valid))
             network = self._network
+            assert isinstance(network, Tileable)
             mean, std = (torch.full((1, 1, 1, 1), value, device=self._device) for value in _statistics(image))
-            prepared = network.prepare(depth, valid, size=(height, width), guide_mean=mean, guide_std=std)  # type: ignore[operator]
+            prepared = network.prepare(depth, valid, size=(height, width), guide_mean=mean, guide_std=std)
             ratio = math.sqrt(height / low.shape[0] * width / low.shape[1])
-            multiple, halo = network.tile_grid(ratio)  # type: ignore[operator]
+            multiple, halo = network.tile_grid(ratio)
             result = np.empty((height, width), np.float32)
             # A tile that the halo of a large ratio would eat up grows rather than fails, unless the user set
             # its size.
@@ -160,7 +178,7 @@ class Upsampler:
             for tile in tiles(height, width, size=side, halo=halo, multiple=multiple):
                 top, bottom, left, right = tile.read
                 part = self._to_tensor(image[top:bottom, left:right])
-                output = self._to_numpy(network.region(prepared, part, top, left))  # type: ignore[operator]
+                output = self._to_numpy(network.region(prepared, part, top, left))
                 t, b, lf, r = tile.own
                 result[t:b, lf:r] = output[t - top : b - top, lf - left : r - left]
         return result

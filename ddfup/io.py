@@ -1,7 +1,7 @@
 """Files and units: depth maps in and out, guides in, atomic writing.
 
-This module knows what a stored number means in metres; `ddfup.formats` and `ddfup.guides` behind it know
-suffixes, file headers and decoders.
+The door to what lies behind it: `ddfup.units` knows what a stored number means in metres, `ddfup.formats` and
+`ddfup.guides` know suffixes, file headers and decoders.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import io
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import ArgumentError, InputError, OutputError
-from ddfup.formats import (
+from ddfup.formats import FORMATS
+from ddfup.formats.base import (
+    AGAIN,
     COLOUR_HINT,
     DEFAULT_MAX_PIXELS,
-    FORMATS,
     NUMBERS,
     Format,
     Header,
@@ -31,12 +33,15 @@ from ddfup.formats import (
     decoding,
     read_start,
 )
+from ddfup.formats.raw import raw_format
 from ddfup.guides import GuideHeader, read_guide, read_guide_header
 from ddfup.sizes import check_sizes
+from ddfup.units import UNITS, Unit, check_range, limits, parse_invalid, parse_unit, quantise
 
 __all__ = [
     "DEFAULT_INVALID",
     "DEFAULT_MAX_PIXELS",
+    "DEFAULT_MIN_CONFIDENCE",
     "FORMATS",
     "UNITS",
     "DepthMap",
@@ -44,6 +49,7 @@ __all__ = [
     "GuideHeader",
     "Header",
     "Unit",
+    "check_confidence",
     "check_image_suffix",
     "check_pair",
     "check_range",
@@ -53,91 +59,22 @@ __all__ = [
     "format_of",
     "limits",
     "parse_invalid",
+    "parse_size",
     "parse_unit",
+    "read_confidence",
     "read_depth",
     "read_depth_header",
     "read_guide",
     "read_guide_header",
+    "read_notes",
+    "read_stored",
     "storage",
     "write_files",
 ]
 
 DEFAULT_INVALID = (0.0, math.nan, math.inf)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What a stored number means.
-
-    Attributes:
-        name: As the user writes it: ``mm``, ``m``, ``disparity``, a preset, or units per metre.
-        per_metre: Stored units in one metre; None for disparity, which is kept as it is.
-    """
-
-    name: str
-    per_metre: float | None
-
-    @property
-    def factor(self) -> float:
-        """Stored value of 1 (one metre, or one step of disparity)."""
-        return 1.0 if self.per_metre is None else self.per_metre
-
-    @property
-    def label(self) -> str:
-        """Unit of the values in memory: ``m``, or nothing for disparity."""
-        return "" if self.per_metre is None else "m"
-
-
-UNITS: dict[str, Unit] = {
-    name: Unit(name, per_metre)
-    for name, per_metre in {
-        "mm": 1000.0,
-        "m": 1.0,
-        "disparity": None,
-        "tum": 5000.0,
-        "kitti": 256.0,
-        "vkitti": 100.0,
-        "scannet": 1000.0,
-        "arkit": 1000.0,
-        "realsense": 1000.0,
-    }.items()
-}
-
-
-def parse_unit(text: str) -> Unit:
-    """Return the unit for a name of `UNITS` or a number of units per metre such as ``5000``.
-
-    Raises:
-        ArgumentError: If the text is neither.
-    """
-    name = text.strip().lower()
-    if name in UNITS:
-        return UNITS[name]
-    try:
-        per_metre = float(name)
-    except ValueError:
-        per_metre = math.nan
-    if not 1e-6 <= per_metre <= 1e9:
-        raise ArgumentError(
-            f"unit must be a name or a number of units per metre from 1e-6 to 1e9; got {text!r}",
-            f"names: {', '.join(UNITS)}; for 0.25 mm steps give 4000",
-        )
-    return Unit(f"{per_metre:.12g}/m", per_metre)
-
-
-def parse_invalid(text: str) -> tuple[float, ...]:
-    """Return the stored values that mean "no measurement", from text such as ``0,65535``.
-
-    Raises:
-        ArgumentError: If a part is no number.
-    """
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ArgumentError(
-            f"invalid values must be numbers with commas between them; got {text!r}",
-            "example: --invalid 0,65535",
-        ) from None
+# Confidence of ARKit and Record3D: 0 low, 1 medium, 2 high.
+DEFAULT_MIN_CONFIDENCE = 1
 
 
 @dataclass(frozen=True)
@@ -167,8 +104,24 @@ def format_of(path: Path) -> Format | None:
     return next((row for row in FORMATS.values() if suffix in row.suffixes), None)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (width, height) of text such as ``256x192``.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.strip().lower())
+    if sides is None:
+        raise ArgumentError(f"a raw file's size must be WIDTHxHEIGHT; got {text!r}", "example: --raw 256x192")
+    return int(sides[1]), int(sides[2])
+
+
 def read_depth_header(
-    path: Path, *, unit: Unit | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+    path: Path,
+    *,
+    unit: Unit | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    raw: tuple[int, int] | None = None,
 ) -> tuple[Format, Header]:
     """Check everything about a depth file that can be known without decoding it.
 
@@ -176,15 +129,18 @@ def read_depth_header(
         path: The file.
         unit: Unit the user gave, if any; 8-bit files need one.
         max_pixels: Largest number of pixels allowed.
+        raw: (width, height) of files without a header; those with a known suffix are read as ever.
 
     Raises:
         InputError: If the file is missing, of another kind, damaged, too large, or not a depth map.
     """
     row = format_of(path)
     start = read_start(path)
+    if row is None and raw is not None:
+        check_pixels(path, *raw, max_pixels)
+        row = raw_format(*raw)
     if row is None:
-        known = ", ".join(suffix for other in FORMATS.values() for suffix in other.suffixes)
-        raise InputError(f"{path}: depth must be one of {known}; got {path.suffix or 'no suffix'!r}", COLOUR_HINT)
+        raise InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}", COLOUR_HINT)
     if not start.startswith(row.magics):
         actual = next((other.name for other in FORMATS.values() if start.startswith(other.magics)), None)
         raise InputError(
@@ -206,6 +162,11 @@ def read_depth_header(
             f"{path}: 8-bit depth has no usual unit; got {header.dtype} values",
             "if it is no colour map, say what the numbers mean: --unit disparity, or units per metre",
         )
+    if unit is not None and unit.coding and code != "u2":
+        raise InputError(
+            f"{path}: unit {unit.name} is for unsigned 16-bit values; got {header.dtype}",
+            "leave --unit out, or give mm or m",
+        )
     return row, header
 
 
@@ -215,45 +176,131 @@ def read_depth(
     unit: Unit | None = None,
     invalid: Sequence[float] = DEFAULT_INVALID,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    confidence: Path | None = None,
+    min_confidence: int = DEFAULT_MIN_CONFIDENCE,
+    raw: tuple[int, int] | None = None,
 ) -> DepthMap:
     """Read a depth map.
 
     Args:
-        path: PNG, NPY or TIFF file with one channel.
+        path: File of one of `FORMATS` with one channel.
         unit: Meaning of the stored numbers; by default integers are millimetres and floats metres.
         invalid: Stored values that mean "no measurement". NaN, infinities and negative depths always do.
         max_pixels: Largest number of pixels allowed, checked before decoding.
+        confidence: Confidence map of the same size, or None; see `read_confidence`.
+        min_confidence: Pixels of less confidence have no measurement.
+        raw: (width, height) of files without a header; see `read_depth_header`.
 
     Raises:
-        InputError: If the file cannot be used, or has no valid pixel.
+        InputError: If a file cannot be used, or no pixel is valid.
     """
-    row, header = read_depth_header(path, unit=unit, max_pixels=max_pixels)
+    row, header = read_depth_header(path, unit=unit, max_pixels=max_pixels, raw=raw)
+    stored = _decode(path, row, header)
+    unit = unit or UNITS["m" if header.dtype.kind == "f" else "mm"]
+    valid: NDArray[np.bool_] = np.isfinite(stored)
+    if unit.per_metre is not None:
+        valid &= stored >= 0
+    if confidence is not None:
+        valid &= read_confidence(confidence, header, max_pixels=max_pixels, raw=raw) >= min_confidence
+    with np.errstate(over="ignore", invalid="ignore"):  # damaged floats may be signalling NaN
+        for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
+            if math.isfinite(value):
+                valid &= stored != value
+        depth = unit.from_stored(stored).astype(np.float32)
+    if unit.coding:
+        valid &= np.isfinite(depth)
+    if not valid.any():
+        marks = ", ".join(f"{value:g}" for value in invalid)
+        raise InputError(
+            f"{path}: has no valid pixel: all {stored.size} values mean no measurement ({marks}, negative"
+            + (")" if confidence is None else f", or confidence below {min_confidence})"),
+            "check that this is the depth file, and --invalid",
+        )
+    if not np.isfinite(depth[valid]).all():
+        raise InputError(f"{path}: depth must fit float32; got {float(stored[valid].max()):g}", "check --unit")
+    depth[~valid] = np.nan
+    return DepthMap(depth, valid, unit, header.dtype, path, row)
+
+
+def read_stored(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Format, Header, NDArray[Any]]:
+    """Read the numbers of a depth file as they are stored, whatever they mean.
+
+    Raises:
+        InputError: If the file cannot be used.
+    """
+    row, header = read_depth_header(path, unit=UNITS["disparity"], max_pixels=max_pixels)
+    return row, header, _decode(path, row, header)
+
+
+def _decode(path: Path, row: Format, header: Header) -> NDArray[Any]:
     with decoding(path, row.name.upper()):
         raw = row.read(path)
     if raw.shape != (header.height, header.width):
         raise InputError(
-            f"{path}: must decode to its header's {header.width}x{header.height}; got shape {raw.shape}",
-            "save or download the file again",
+            f"{path}: must decode to its header's {header.width}x{header.height}; got shape {raw.shape}", AGAIN
         )
-    unit = unit or UNITS["m" if header.dtype.kind == "f" else "mm"]
-    valid: NDArray[np.bool_] = np.isfinite(raw)
-    if unit.per_metre is not None:
-        valid &= raw >= 0
-    with np.errstate(over="ignore"):
-        for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
-            if math.isfinite(value):
-                valid &= raw != value
-        depth = (raw / np.float64(unit.factor)).astype(np.float32)
-    if not valid.any():
-        marks = ", ".join(f"{value:g}" for value in invalid)
+    return raw
+
+
+def check_confidence(
+    path: Path, depth: Header, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: tuple[int, int] | None = None
+) -> tuple[Format, Header]:
+    """Check everything about a confidence map that can be known without decoding it; see `read_confidence`.
+
+    Raises:
+        InputError: If the file cannot be used, has another size, or no integers.
+    """
+    row, header = read_depth_header(path, unit=UNITS["disparity"], max_pixels=max_pixels, raw=raw)
+    if (header.width, header.height) != (depth.width, depth.height):
         raise InputError(
-            f"{path}: has no valid pixel: all {raw.size} values mean no measurement ({marks}, negative)",
-            "check that this is the depth file, and --invalid",
+            f"{path}: confidence must have the size of its depth = {depth.width}x{depth.height}; "
+            f"got {header.width}x{header.height}",
+            "is this the confidence file of this depth?",
         )
-    if not np.isfinite(depth[valid]).all():
-        raise InputError(f"{path}: depth must fit float32; got {float(raw[valid].max()):g}", "check --unit")
-    depth[~valid] = np.nan
-    return DepthMap(depth, valid, unit, header.dtype, path, row)
+    if header.dtype.kind not in "ui":
+        raise InputError(
+            f"{path}: confidence must be integers 0, 1 and 2; got {header.dtype}", "is this the confidence file?"
+        )
+    return row, header
+
+
+def read_confidence(
+    path: Path, depth: Header, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: tuple[int, int] | None = None
+) -> NDArray[np.integer[Any]]:
+    """Read the confidence map of a depth map: 0 low, 1 medium, 2 high (ARKit, Record3D).
+
+    Args:
+        path: File of one of `FORMATS`, usually 8-bit PNG.
+        depth: Header of the depth map.
+        max_pixels: Largest number of pixels allowed, checked before decoding.
+        raw: (width, height) of files without a header; see `read_depth_header`.
+
+    Raises:
+        InputError: If the file cannot be used, has another size, or values other than 0, 1 and 2.
+    """
+    marks = _decode(path, *check_confidence(path, depth, max_pixels=max_pixels, raw=raw))
+    if marks.max() > 2 or marks.min() < 0:
+        raise InputError(
+            f"{path}: confidence must be 0, 1 or 2; got {marks.min()} to {marks.max()}", "is this the confidence file?"
+        )
+    return marks
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """Return the texts that a depth file holds beside its pixels; those that ddfup wrote begin with ``ddfup:``.
+
+    Raises:
+        InputError: If the file is no depth file, or damaged.
+    """
+    row = format_of(path)
+    if row is None:
+        raise InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}")
+    with decoding(path, row.name.upper()):
+        return row.read_notes(path)
+
+
+def _suffixes() -> str:
+    return ", ".join(suffix for row in FORMATS.values() for suffix in row.suffixes)
 
 
 def check_pair(depth: Path, depth_size: tuple[int, int], guide: Path, guide_size: tuple[int, int]) -> None:
@@ -274,7 +321,8 @@ def check_pair(depth: Path, depth_size: tuple[int, int], guide: Path, guide_size
 def storage(source: DepthMap, target: Format) -> tuple[np.dtype[Any], Unit]:
     """Return type and unit in which a result goes into ``target``: the source's own, if the format has it.
 
-    PNG has no floats: metres become 16-bit millimetres, other units stay.
+    PNG has no floats: metres become 16-bit millimetres, other units stay. EXR and PFM have nothing but float32:
+    integers become metres, or stay disparity.
 
     Raises:
         InputError: If values would lose their meaning (float disparity in a PNG).
@@ -282,60 +330,17 @@ def storage(source: DepthMap, target: Format) -> tuple[np.dtype[Any], Unit]:
     dtype, unit = source.dtype, source.unit
     if f"{dtype.kind}{dtype.itemsize}" in target.dtypes:
         return dtype, unit
+    if "f4" in target.dtypes:
+        whole = dtype.kind != "f" and unit.per_metre is not None
+        return np.dtype(np.float32), UNITS["m"] if whole else unit
     if dtype.kind == "f":
         if unit.per_metre is None:
             raise InputError(
                 f"{source.path}: disparity in {dtype} must not be rounded to the integers of {target.name}",
-                "use --format tiff or --format npy",
+                "use --format exr, tiff or npy",
             )
         unit = UNITS["mm"] if unit.per_metre == 1 else unit
     return np.dtype(np.uint16), unit
-
-
-def limits(dtype: np.dtype[Any], unit: Unit) -> tuple[float, float]:
-    """Return the smallest and largest valid depth (metres or disparity) that ``dtype`` holds in ``unit``.
-
-    Depth in metres is above 0; so is whatever stands in unsigned integers, where 0 marks invalid pixels.
-    """
-    # In memory all depth is float32, which may hold less than the file's type.
-    most = float(np.finfo(np.float32).max)
-    low, high = (min(max(limit / unit.factor, -most), most) for limit in _stored_limits(dtype, unit))
-    return low, high
-
-
-def _stored_limits(dtype: np.dtype[Any], unit: Unit) -> tuple[float, float]:
-    if dtype.kind == "f":
-        info = np.finfo(dtype)
-        return float(-info.max if unit.per_metre is None else info.smallest_subnormal), float(info.max)
-    most = int(np.iinfo(dtype).max)
-    # The float next to 2**64 - 1 is 2**64, which would wrap.
-    high = float(most) if int(float(most)) <= most else math.nextafter(float(most), 0)
-    return 1.0 if dtype.kind == "u" or unit.per_metre is not None else float(np.iinfo(dtype).min), high
-
-
-def check_range(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit) -> None:
-    """Refuse depths (metres or disparity; not finite = invalid) that ``dtype`` cannot hold in ``unit``.
-
-    Raises:
-        InputError: If a value is beyond what the type holds; nothing is ever wrapped.
-    """
-    low, high = limits(dtype, unit)
-    valid = depth[np.isfinite(depth)]
-    if valid.size == 0:
-        return
-    least, most = float(valid.min()), float(valid.max())
-    label = f" {unit.label}".rstrip()
-    rule = ""
-    if least < min(low, 0.0):
-        rule = f"at least {min(low, 0.0):g}{label}; got {least:g}{label}"
-    # Integers are rounded: half a step more still fits.
-    elif most > high and (dtype.kind == "f" or most * unit.factor >= high * unit.factor + 0.5):
-        rule = f"at most {high:g}{label}; got {most:g}{label}"
-    if rule:
-        raise InputError(
-            f"depth stored as {dtype} in {unit.name} must be {rule}",
-            "keep floats (float input, --format tiff or npy), or say with --unit what the numbers mean",
-        )
 
 
 def encode_depth(
@@ -361,18 +366,11 @@ def encode_depth(
     Raises:
         InputError: If a value is beyond what ``dtype`` holds; nothing is ever wrapped.
     """
-    check_range(depth, dtype, unit)
-    stored = depth.astype(np.float64)
-    stored *= unit.factor
-    if dtype.kind in "ui":
-        np.rint(stored, out=stored)
-        stored[stored == 0] = 1.0
-    np.clip(stored, *_stored_limits(dtype, unit), out=stored)
-    stored[~np.isfinite(depth)] = 0.0 if dtype.kind in "ui" else np.nan
+    stored = quantise(depth, dtype, unit)
     texts = {"unit": unit.name, **(notes or {})}
-    if unit.per_metre is not None:
+    if unit.per_metre is not None and unit.coding != "kinect":
         texts["units_per_metre"] = f"{unit.per_metre:.12g}"
-    return target.encode(stored.astype(dtype), texts)
+    return target.encode(stored, texts)
 
 
 def encode_image(path: Path, image: NDArray[np.uint8]) -> bytes:

@@ -55,11 +55,15 @@ def _read_config(ctx: typer.Context, path: Path) -> dict[str, Any]:
                 )
     mine = options[str(ctx.info_name)]
     chosen = {**content, **tables.get(str(ctx.info_name), {})}
-    return {
-        mine[key]: ",".join(map(str, value)) if isinstance(value, list) else value
-        for key, value in chosen.items()
-        if key in mine
-    }
+    repeatable = {option.name for option in ctx.command.params if getattr(option, "multiple", False)}
+    values = {mine[key]: value for key, value in chosen.items() if key in mine}
+    for argument, value in values.items():
+        parts = [str(part) for part in value] if isinstance(value, list) else [str(value)]
+        if argument in repeatable:
+            values[argument] = parts
+        elif isinstance(value, list):
+            values[argument] = ",".join(parts)
+    return values
 
 
 def _check_device(value: str) -> str:
@@ -86,15 +90,15 @@ def one_of(ctx: typer.Context, **flags: bool) -> tuple[bool, ...]:
 
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DepthFormat = Literal["png", "tiff", "npy"]
+DepthFormat = Literal["png", "tiff", "exr", "pfm", "npy", "npz"]
 
 DepthArgument = Annotated[
     Path,
-    typer.Argument(metavar="DEPTH", help="Low-resolution depth: .png, .tif, .npy.", show_default=False),
+    typer.Argument(metavar="DEPTH", help="Low-resolution depth: png, tif, exr, pfm, npy, npz.", show_default=False),
 ]
 GuideArgument = Annotated[
     Path,
-    typer.Argument(metavar="GUIDE", help="Picture of the same view: JPEG, PNG, TIFF, WebP.", show_default=False),
+    typer.Argument(metavar="GUIDE", help="Picture of the same view: JPEG, PNG, TIFF, WebP, EXR.", show_default=False),
 ]
 OutOption = Annotated[
     str | None,
@@ -140,7 +144,7 @@ UnitOption = Annotated[
         "--unit",
         metavar="mm|m|disparity|N|PRESET",
         help="Meaning of stored depth: a unit, units per metre, or tum, kitti, vkitti, scannet, arkit, "
-        "realsense. Default: integer files mm, float files m.",
+        "realsense, sunrgbd, nyu-raw. Default: integer files mm, float files m.",
         show_default=False,
     ),
 ]

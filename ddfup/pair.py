@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddfup import io
 from ddfup.errors import ArgumentError, OutputError
+from ddfup.pointcloud import Camera, PointCloud, encode_ply, find_points
 
 if TYPE_CHECKING:
     from ddfup.inference import Upsampler
@@ -31,6 +33,10 @@ class Options:
         skip_existing: Whether an existing output means that nothing is to be done.
         fill: Whether to give depth where the input has none, too.
         max_pixels: Largest number of pixels of an input.
+        confidence: Confidence map of the depth, or None.
+        min_confidence: Pixels of less confidence have no measurement.
+        pointcloud: Point cloud to write as well, or None.
+        raw: (width, height) of depth and confidence files without a header, or None.
     """
 
     unit: io.Unit | None = None
@@ -41,6 +47,10 @@ class Options:
     skip_existing: bool = False
     fill: bool = False
     max_pixels: int = io.DEFAULT_MAX_PIXELS
+    confidence: Path | None = None
+    min_confidence: int = io.DEFAULT_MIN_CONFIDENCE
+    pointcloud: PointCloud | None = None
+    raw: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Plan:
         height: Rows of the output.
         factor: Output width over depth width.
         done: Whether the output exists and is to be kept.
+        camera: The guide's camera, if a point cloud is wanted.
     """
 
     depth: Path
@@ -66,6 +77,7 @@ class Plan:
     height: int
     factor: float
     done: bool
+    camera: Camera | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +108,14 @@ class Result:
         seconds: Time for reading, upsampling, encoding and writing.
         valid_fraction: Share of output pixels that hold depth.
         notes: Things the user should know, one sentence each.
+        points: Number of points of the point cloud, if there is one.
     """
 
     data: bytes
     seconds: float
     valid_fraction: float
     notes: list[str] = field(default_factory=list)
+    points: int | None = None
 
 
 def plan(depth: Path, guide: Path, out: str | Path | None, options: Options) -> Plan:
@@ -120,24 +134,29 @@ def plan(depth: Path, guide: Path, out: str | Path | None, options: Options) -> 
     """
     if options.preview is not None:
         io.check_image_suffix(options.preview)
-    row, header = io.read_depth_header(depth, unit=options.unit, max_pixels=options.max_pixels)
+    row, header = io.read_depth_header(depth, unit=options.unit, max_pixels=options.max_pixels, raw=options.raw)
     picture = io.read_guide_header(guide, max_pixels=options.max_pixels)
     io.check_pair(depth, (header.width, header.height), guide, (picture.width, picture.height))
-    for file in (out, options.preview):
-        for source in (depth, guide):
-            if file is not None and file != "-" and _same(Path(file), source):
+    if options.confidence is not None:
+        io.check_confidence(options.confidence, header, max_pixels=options.max_pixels, raw=options.raw)
+    camera = None if options.pointcloud is None else _camera(options, options.pointcloud, picture)
+    sides = (options.preview, None if options.pointcloud is None else options.pointcloud.path)
+    for file in (out, *sides):
+        for source in (depth, guide, options.confidence):
+            if file is not None and file != "-" and source is not None and _same(Path(file), source):
                 raise OutputError(f"{file}: an output must not replace an input", "give it another name")
     path, target = _output(depth, out, row, options.format)
-    outputs = [file for file in (path, options.preview) if file is not None]
-    if len(outputs) == 2 and _same(*outputs):
-        raise OutputError(f"{path}: depth and preview must be two files; got one name", "give another --preview")
+    outputs = [file for file in (path, *sides) if file is not None]
+    for first, second in itertools.combinations(outputs, 2):
+        if _same(first, second):
+            raise OutputError(f"{first}: two outputs must be two files; got one name", "give one of them another name")
     done = path is not None and options.skip_existing and path.is_file()
     for file in [] if done else outputs:
         io.check_writable(file)
         if os.path.lexists(file) and not options.overwrite:
             raise OutputError(f"{file}: must not exist yet; it does", "--overwrite replaces it, or give another name")
     width, height = picture.width, picture.height
-    return Plan(depth, guide, path, target, width, height, width / header.width, done)
+    return Plan(depth, guide, path, target, width, height, width / header.width, done, camera)
 
 
 def read(work: Plan, options: Options) -> Inputs:
@@ -147,7 +166,15 @@ def read(work: Plan, options: Options) -> Inputs:
         InputError: If a file is damaged, holds no valid pixel, or does not fit the output's type.
     """
     start = time.perf_counter()
-    depth = io.read_depth(work.depth, unit=options.unit, invalid=options.invalid, max_pixels=options.max_pixels)
+    depth = io.read_depth(
+        work.depth,
+        unit=options.unit,
+        invalid=options.invalid,
+        max_pixels=options.max_pixels,
+        confidence=options.confidence,
+        min_confidence=options.min_confidence,
+        raw=options.raw,
+    )
     dtype, unit = io.storage(depth, work.target)
     io.check_range(depth.depth, dtype, unit)
     guide = io.read_guide(work.guide, max_pixels=options.max_pixels)
@@ -181,17 +208,29 @@ def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> R
 
         picture = side_by_side(guide, source.depth, depth, label=unit.label or "disparity")
         files[options.preview] = io.encode_image(options.preview, picture)
+    points = None
+    if options.pointcloud is not None and work.camera is not None:
+        cloud = find_points(depth, guide, work.camera, clean=options.pointcloud.clean)
+        files[options.pointcloud.path], points = encode_ply(cloud), cloud.size
     io.write_files(files)
     return Result(
         data=data,
         seconds=inputs.seconds + time.perf_counter() - start,
         valid_fraction=float(np.isfinite(depth).mean()),
         notes=[f"{beyond} pixels were beyond what {dtype} holds and were limited to it"] if beyond else [],
+        points=points,
     )
 
 
+def _camera(options: Options, request: PointCloud, picture: io.GuideHeader) -> Camera:
+    if options.unit is not None and options.unit.per_metre is None:
+        raise ArgumentError("--pointcloud must have depth in metres; got --unit disparity", "leave one of them out")
+    return request.camera(picture.width, picture.height)
+
+
 def _output(depth: Path, out: str | Path | None, row: io.Format, name: str | None) -> tuple[Path | None, io.Format]:
-    target = io.FORMATS[name] if name else row
+    # Without a header there is no telling what a result would be.
+    target = io.FORMATS[name or "npy"] if name or row.name not in io.FORMATS else row
     if out is None:
         suffix = depth.suffix if target is row else target.suffixes[0]
         return depth.with_name(f"{depth.stem}_up{suffix}"), target

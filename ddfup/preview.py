@@ -103,16 +103,25 @@ def errors(
         predictions: Name of each result and its (H, W) depth.
         label: Unit of the depths, written at the colour bar.
     """
-    import cv2
-
     known = np.where(np.isfinite(truth) & (truth != 0), truth, np.nan)
     gaps = {name: np.abs(depth - known) for name, depth in predictions.items()}
-    first = next(iter(gaps.values()))
-    kept = first[np.isfinite(first)]
-    high = float(np.percentile(kept, 98)) if kept.size else 1.0
-    scale = Scale(0.0, max(high, 1e-6), _colours(cv2.COLORMAP_VIRIDIS), label)
+    scale = error_scale(next(iter(gaps.values())), label=label)
     size = _panel_size(truth.shape[1], truth.shape[0])
     return _compose({f"error of {name}": _fit(scale.paint(gap), size) for name, gap in gaps.items()}, scale)
+
+
+def error_scale(gap: NDArray[np.floating[Any]], *, label: str) -> Scale:
+    """Return a scale for absolute errors, from 0 to their 98th percentile.
+
+    Args:
+        gap: Absolute errors; not finite = none.
+        label: Their unit.
+    """
+    import cv2
+
+    kept = gap[np.isfinite(gap)]
+    high = float(np.percentile(kept, 98)) if kept.size else 1.0
+    return Scale(0.0, max(high, 1e-6), _colours(cv2.COLORMAP_VIRIDIS), label)
 
 
 def _colours(colormap: int) -> Picture:

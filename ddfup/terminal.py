@@ -84,7 +84,9 @@ class Terminal:
                 progress.TimeRemainingColumn(elapsed_when_finished=True),
                 progress.TextColumn("{task.description}", markup=False),
             )
-            with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+            # Data in a pipe must not be drawn with the bar; on the same screen both share it.
+            redirect = sys.stdout.isatty()
+            with progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=redirect) as bar:
                 task = bar.add_task("", total=total, completed=done)
                 yield lambda step, text: bar.update(task, completed=step, description=text)
         else:

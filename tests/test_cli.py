@@ -330,7 +330,7 @@ def save_rgb(name, size):
 BAD = {
     "missing depth": (["none.png", "guide.jpg"], 4, "none.png: must exist; there is no such file"),
     "missing guide": (["depth.png", "none.jpg"], 4, "none.jpg: must exist; there is no such file"),
-    "swapped": (["guide.jpg", "depth.png"], 4, "guide.jpg: depth must be one of .png, .tif, .tiff, .npy"),
+    "swapped": (["guide.jpg", "depth.png"], 4, "guide.jpg: depth must be one of .png, .tif"),
     "colour depth": (["guide.png", "guide.jpg"], 4, "guide.png: depth must have one channel; got 3 channels"),
     "no pixel": (["zeros.npy", "guide.jpg"], 4, "zeros.npy: has no valid pixel"),
     "aspect": (["depth.png", "wide.png"], 4, "depth depth.png is 8x6, guide wide.png is 64x24, 100.0% off"),

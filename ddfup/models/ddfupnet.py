@@ -79,28 +79,20 @@ class DDFUpNet(nn.Module):
         )
         self.decoder = nn.Sequential(nn.Conv2d(c, c, 5, padding=2), nn.ReLU(), nn.Conv2d(c, 1, 5, padding=2))
 
-    def forward(
-        self,
-        depth: Tensor,
-        guide: Tensor,
-        valid: Tensor | None = None,
-        *,
-        statistics: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, depth: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
         """Upsample a whole image.
 
         Args:
             depth: (N, 1, h, w), any unit.
             guide: (N, 3, H, W) in [0, 1].
             valid: (N, 1, h, w) bool; None: all finite pixels.
-            statistics: Mean and deviation of depth, (N, 1, 1, 1), in the place of the map's own.
 
         Returns:
             (N, 1, H, W) in the unit of the depth, without holes.
         """
         if valid is None:
             valid = depth.isfinite()
-        normalized, mean, std = normalize_depth(depth, valid, statistics)
+        normalized, mean, std = normalize_depth(depth, valid)
         low = fill_holes(normalized, valid)
 
         height, width = guide.shape[-2:]

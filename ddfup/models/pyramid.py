@@ -23,22 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddfup.errors import ArgumentError
+from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, conv
+from ddfup.models.context import ContextEncoder
 from ddfup.models.layers import SpatialFilterBranch
-from ddfup.models.sampling import fill_holes, normalize_depth, positions, sample_rows_columns
+from ddfup.models.sampling import fill_holes, normalize_depth, normalize_locally, positions, sample_rows_columns
 from ddfup.ops import ddf_up
 
-_LEAK = 0.1
 # Unit of the residual in deviations of the depth: about the error that is left. In units of one deviation, a
 # single step of the optimiser throws the output further than it is off, and the head learns only to keep silent.
 _RESIDUAL_UNIT = 0.05
-# Window of the local normalisation, in low-resolution pixels, and the least deviation, in those of the whole
-# map: what is flatter is noise, not structure.
-_LOCAL = 15
-_LOCAL_FLOOR = 0.01
-# Side of the windows the context encoder looks through, about that of a training crop's depth, and how many of
-# them at most lie along a side: a sample describes a large map well enough.
-_WINDOW = 24
-_WINDOWS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,26 +49,12 @@ class PyramidConfig:
         kernel_size: K of every DDF-Up.
     """
 
-    feature_channels: tuple[int, ...] = (16, 24, 48, 48, 48)
+    feature_channels: tuple[int, ...] = (16, 24, 48, 64, 64)
     guide_channels: tuple[int, ...] = (24, 32, 48, 48)
-    trunk_channels: int = 48
+    trunk_channels: int = 64
     trunk_blocks: int = 4
     context_channels: int = 16
     kernel_size: int = 3
-
-
-def _conv(cin: int, cout: int, kernel_size: int = 3, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
-    """A padded convolution with Kaiming weights times ``gain``; PyTorch's own initialisation lets the signal fade."""
-    conv = nn.Conv2d(cin, cout, kernel_size, stride=stride, padding=kernel_size // 2)
-    nn.init.kaiming_normal_(conv.weight, a=_LEAK)
-    with torch.no_grad():
-        conv.weight.mul_(gain)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
-
-
-def _act(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, _LEAK)
 
 
 def _bilinear_logits(kernel_size: int) -> Tensor:
@@ -92,117 +71,6 @@ def _bilinear_logits(kernel_size: int) -> Tensor:
     return weights.log().flatten()
 
 
-class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of every pixel.
-
-    Without any normalisation the mean activation grows by a factor per layer within a few dozen steps of Adam,
-    and nothing is learned; normalising over the image would make tiles differ from the whole.
-
-    Args:
-        channels: C.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W); fastest where channels are last in memory."""
-        normalized: Tensor = self.norm(x.permute(0, 2, 3, 1))
-        return normalized.permute(0, 3, 1, 2)
-
-
-class ResidualBlock(nn.Module):
-    """Normalisation and two 3 x 3 convolutions around a leaky ReLU, added to the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelNorm(channels)
-        self.first = _conv(channels, channels)
-        self.second = _conv(channels, channels, gain=0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine (N, C, H, W)."""
-        change: Tensor = self.second(_act(self.first(self.norm(x))))
-        return x + change
-
-
-def _normalize_locally(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract the mean of a window around every pixel and divide by its deviation.
-
-    Args:
-        depth: (N, 1, h, w) of about unit deviation.
-
-    Returns:
-        The result and the deviation, (N, 1, h, w) each.
-    """
-
-    def blur(image: Tensor) -> Tensor:
-        return F.avg_pool2d(image, _LOCAL, stride=1, padding=_LOCAL // 2, count_include_pad=False)
-
-    mean = blur(depth)
-    deviation = (blur((depth - mean).square()) + _LOCAL_FLOOR**2).sqrt()
-    return (depth - mean) / deviation, deviation
-
-
-class ContextEncoder(nn.Module):
-    """Describe a low-resolution depth map by one vector: how it was sampled, its noise, its holes, the ratio.
-
-    The map is cut into windows of the size of training crops, each is described, and the descriptions are
-    averaged: statistics over a whole image are not those of a crop, and filters predicted from them would be ones
-    the network was never trained with.
-
-    Args:
-        channels: Width of the vector.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = _conv(2, channels)
-        self.second = _conv(channels, channels)
-        self.mix = nn.Linear(2 * channels + 2, channels)
-
-    def forward(self, depth: Tensor, valid: Tensor, ratio: float) -> Tensor:
-        """Encode.
-
-        Args:
-            depth: (N, 1, h, w) locally normalised, holes filled.
-            valid: (N, 1, h, w) bool.
-            ratio: High-resolution over low-resolution size.
-
-        Returns:
-            (N, channels).
-        """
-        both = torch.cat((depth, 1 - valid.to(depth.dtype)), dim=1)
-        total: Tensor | float = 0.0
-        pixels = 0
-        for rows in _cut(both.shape[-2]):
-            for columns in _cut(both.shape[-1]):
-                window = both[..., slice(*rows), slice(*columns)]
-                area = window.shape[-2] * window.shape[-1]
-                total = total + area * self._describe(window, ratio)
-                pixels += area
-        assert isinstance(total, Tensor)
-        return total / pixels
-
-    def _describe(self, window: Tensor, ratio: float) -> Tensor:
-        """From depth and holes (N, 2, h', w') to (N, channels)."""
-        features = _act(self.second(_act(self.first(window))))
-        mean = features.mean(dim=(2, 3))
-        # The small addend bounds the gradient of the root where a window is flat.
-        deviation = (features.square().mean(dim=(2, 3)) - mean.square()).clamp(min=0).add(1e-2).sqrt()
-        share = window[:, 1:].mean(dim=(2, 3))
-        scalars = torch.cat((share, torch.full_like(share, math.log2(ratio) / 3)), dim=1)
-        return _act(self.mix(torch.cat((mean, deviation, scalars), dim=1)))
-
-
-def _cut(length: int) -> list[tuple[int, int]]:
-    """Cut a length into parts of about ``_WINDOW``; of more than ``_WINDOWS`` take so many, evenly spread."""
-    count = max(1, round(length / _WINDOW))
-    taken = range(count) if count <= _WINDOWS else [i * (count - 1) // (_WINDOWS - 1) for i in range(_WINDOWS)]
-    return [(length * i // count, length * (i + 1) // count) for i in taken]
-
-
 class UpStage(nn.Module):
     """From one level to the next finer: join with the finer guide, predict filters, DDF-Up by 2.
 
@@ -217,8 +85,10 @@ class UpStage(nn.Module):
     def __init__(self, cin: int, cout: int, guide_channels: int, context_channels: int, kernel_size: int) -> None:
         super().__init__()
         self.cout, self.kernel_size = cout, kernel_size
-        self.norm = ChannelNorm(cin + 4 * guide_channels)
-        self.join = _conv(cin + 4 * guide_channels, cin, 1)
+        self.norm = ChannelNorm(cin)
+        # The finer guide packed 2 x 2 and both joined by a 1 x 1 convolution, without the copies of doing so.
+        self.join_features = conv(cin, cin, 1, gain=0.7)
+        self.join_guide = conv(guide_channels, cin, 2, stride=2, padding=0, gain=0.7)
         self.refine = ResidualBlock(cin)
         self.spatial = SpatialFilterBranch(cin, kernel_size, filters=4, normalization="softmax")
         with torch.no_grad():
@@ -227,8 +97,8 @@ class UpStage(nn.Module):
         self.channel = nn.Linear(context_channels, 4 * cout * kernel_size * kernel_size)
         nn.init.zeros_(self.channel.weight)
         nn.init.zeros_(self.channel.bias)
-        self.reduce = _conv(cin, cout, 1)
-        self.guide = _conv(guide_channels, cout, 1, gain=0.5)
+        self.reduce = conv(cin, cout, 1)
+        self.guide = conv(guide_channels, cout, 1, gain=0.5)
 
     def forward(self, features: Tensor, depth: Tensor, guide: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Upsample features and depth by 2.
@@ -242,8 +112,7 @@ class UpStage(nn.Module):
         Returns:
             Features (N, cout, 2H, 2W) and depth (N, 1, 2H, 2W).
         """
-        x = _act(self.join(self.norm(torch.cat((features, F.pixel_unshuffle(guide, 2)), dim=1))))
-        x = self.refine(x)
+        x = self.refine(activation(self.join_features(self.norm(features)) + self.join_guide(guide)))
         k = self.kernel_size
         channel_filter = 1 + self.channel(context).view(-1, 4, self.cout, k, k)
         spatial = self.spatial(x)
@@ -251,7 +120,7 @@ class UpStage(nn.Module):
         with torch.autocast(depth.device.type, enabled=False):
             ones = depth.new_ones(depth.shape[0], 4, 1, k, k)
             depth = ddf_up(depth, ones, spatial.to(depth.dtype), scale=2, kernel_size=k, padding="replicate")
-        return _act(up + self.guide(guide)), depth
+        return activation(up + self.guide(guide)), depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,26 +174,27 @@ class GuidedPyramid(nn.Module):
         # Level 1 sees the guide packed 2 x 2, so that no wide layer of the encoder runs at full resolution.
         widths = (12, *guides)
         self.guide_down = nn.ModuleList(
-            _conv(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(len(guides))
+            conv(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(len(guides))
         )
-        self.guide_norm = nn.ModuleList(ChannelNorm(c) for c in guides[:-1])
         # Coarser levels than the table has reuse the last step, which must keep its width.
         self.guide_refine = nn.ModuleList(ResidualBlock(c) for c in guides)
+        self.guide_norm = nn.ModuleList(ChannelNorm(c) for c in guides)
         self.context = ContextEncoder(config.context_channels)
-        self.stem = _conv(8, config.trunk_channels)
+        self.stem = conv(8, config.trunk_channels)
         self.trunk_context = nn.Linear(config.context_channels, config.trunk_channels)
-        self.trunk_guide = nn.ModuleList(_conv(c, config.trunk_channels, 1) for c in guides)
+        self.trunk_guide = nn.ModuleList(conv(c, config.trunk_channels, 1) for c in guides)
         self.trunk = nn.ModuleList(ResidualBlock(config.trunk_channels) for _ in range(config.trunk_blocks))
         self.trunk_norm = ChannelNorm(config.trunk_channels)
-        self.trunk_out = nn.ModuleList(_conv(config.trunk_channels, c, 1) for c in features[1:])
+        self.trunk_out = nn.ModuleList(conv(config.trunk_channels, c, 1) for c in features[1:])
         self.stages = nn.ModuleList(
             UpStage(features[i + 1], features[i], (3, *guides)[i], config.context_channels, config.kernel_size)
             for i in range(len(features) - 1)
         )
         self.head_norm = ChannelNorm(features[0])
-        self.head = _conv(features[0] + 4, features[0])
+        self.head_features = conv(features[0], features[0])
+        self.head_inputs = conv(4, features[0])
         # Residual and gate. The untrained network is nearly the cubic interpolation.
-        self.result = _conv(features[0], 2, gain=0.1)
+        self.result = conv(features[0], 2, gain=0.1)
 
     @staticmethod
     def level(ratio: float) -> int:
@@ -355,7 +225,6 @@ class GuidedPyramid(nn.Module):
         size: tuple[int, int],
         guide_mean: Tensor,
         guide_std: Tensor,
-        statistics: tuple[Tensor, Tensor] | None = None,
     ) -> Prepared:
         """Compute what depends on the whole image.
 
@@ -365,12 +234,10 @@ class GuidedPyramid(nn.Module):
             size: (H, W) of the guide, at least (h, w).
             guide_mean: (N, 1, 1, 1) mean of the guide over pixels and colours, in [0, 1].
             guide_std: (N, 1, 1, 1) deviation of the guide.
-            statistics: Mean and deviation of depth, (N, 1, 1, 1), in the place of the map's own: training on crops
-                uses those of the image a crop comes from, as the network will meet them.
         """
-        normalized, mean, std = normalize_depth(depth, valid, statistics)
+        normalized, mean, std = normalize_depth(depth, valid)
         filled = fill_holes(normalized, valid)
-        local, deviation = _normalize_locally(filled)
+        local, deviation = normalize_locally(filled)
         ratio = math.sqrt(size[0] / depth.shape[-2] * size[1] / depth.shape[-1])
         context = self.context(local, valid, ratio)
         return Prepared(filled, local, deviation, valid, mean, std, guide_mean, guide_std, context, size)
@@ -427,39 +294,31 @@ class GuidedPyramid(nn.Module):
         x = F.pixel_unshuffle(guide, 2)
         for i in range(level):
             j = min(i, len(self.guide_down) - 1)
-            if i > 0:
-                x = self.guide_norm[min(i, len(self.guide_norm)) - 1](x)
-            x = self.guide_refine[j](_act(self.guide_down[j](x)))
+            x = self.guide_norm[j](self.guide_refine[j](activation(self.guide_down[j](x))))
             pyramid.append(x)
         deepest = min(level, len(self.trunk_guide)) - 1
-        x = _act(features + self.trunk_guide[deepest](pyramid[level]) + self.trunk_context(context)[:, :, None, None])
+        x = activation(
+            features + self.trunk_guide[deepest](pyramid[level]) + self.trunk_context(context)[:, :, None, None]
+        )
         for block in self.trunk[: self._trunk_depth(level)]:
             x = block(x)
-        x = _act(self.trunk_out[min(level, len(self.trunk_out)) - 1](self.trunk_norm(x)))
+        x = activation(self.trunk_out[min(level, len(self.trunk_out)) - 1](self.trunk_norm(x)))
         smooth = F.interpolate(depth, scale_factor=2**level, mode="bilinear", align_corners=False)
         for i in range(level - 1, -1, -1):
             x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i], context)
         sharpened = depth - smooth
-        x = _act(self.head(torch.cat((self.head_norm(x), guide, sharpened), dim=1)))
+        x = activation(self.head_features(self.head_norm(x)) + self.head_inputs(torch.cat((guide, sharpened), dim=1)))
         residual, gate = self.result(x).to(depth.dtype).chunk(2, dim=1)
         result: Tensor = (2 + gate).sigmoid() * sharpened + _RESIDUAL_UNIT * residual
         return result
 
-    def forward(
-        self,
-        depth: Tensor,
-        guide: Tensor,
-        valid: Tensor | None = None,
-        *,
-        statistics: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, depth: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
         """Upsample a whole image.
 
         Args:
             depth: (N, 1, h, w), any unit.
             guide: (N, 3, H, W) in [0, 1].
             valid: (N, 1, h, w) bool; None: all finite pixels.
-            statistics: See :meth:`prepare`.
 
         Returns:
             (N, 1, H, W) in the unit of the depth, without holes.
@@ -468,7 +327,5 @@ class GuidedPyramid(nn.Module):
             valid = depth.isfinite()
         guide_std, guide_mean = torch.std_mean(guide, dim=(1, 2, 3), keepdim=True, correction=0)
         size = (guide.shape[-2], guide.shape[-1])
-        prepared = self.prepare(
-            depth, valid, size=size, guide_mean=guide_mean, guide_std=guide_std, statistics=statistics
-        )
+        prepared = self.prepare(depth, valid, size=size, guide_mean=guide_mean, guide_std=guide_std)
         return self.region(prepared, guide)

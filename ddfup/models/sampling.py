@@ -13,6 +13,10 @@ from torch.nn import functional as F
 # Keys' cubic convolution with the parameter of the image libraries (PIL), sharper than bilinear without
 # strong overshoot.
 _KEYS_A = -0.5
+# Window of the local normalisation, in low-resolution pixels, and the least deviation, in those of the whole
+# map: what is flatter is noise, not structure.
+_WINDOW = 15
+_FLOOR = 0.01
 
 
 def depth_statistics(depth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,24 +39,39 @@ def depth_statistics(depth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > 1e-6 * mean.abs(), std, 0)
 
 
-def normalize_depth(
-    depth: Tensor, valid: Tensor, statistics: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_depth(depth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bring the valid depth of every sample to zero mean and unit deviation.
 
     Args:
         depth: (N, 1, h, w), any unit; values outside ``valid`` are ignored, NaN included.
         valid: (N, 1, h, w) bool.
-        statistics: Mean and deviation, (N, 1, 1, 1), to use in the place of the depth's own.
 
     Returns:
         The normalised depth, 0 where invalid; mean and deviation, (N, 1, 1, 1). A constant map has deviation
         0 and is all 0.
     """
-    mean, std = depth_statistics(depth, valid) if statistics is None else statistics
+    mean, std = depth_statistics(depth, valid)
     centred = torch.where(valid, depth, 0).double() - mean
     normalized = torch.where(valid & (std > 0), centred / torch.where(std > 0, std, 1), 0)
     return normalized.to(depth.dtype), mean.to(depth.dtype), std.to(depth.dtype)
+
+
+def normalize_locally(depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract the mean of a window around every pixel and divide by its deviation.
+
+    Args:
+        depth: (N, 1, h, w) of about unit deviation.
+
+    Returns:
+        The result and the deviation, (N, 1, h, w) each.
+    """
+
+    def blur(image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, _WINDOW, stride=1, padding=_WINDOW // 2, count_include_pad=False)
+
+    mean = blur(depth)
+    deviation = (blur((depth - mean).square()) + _FLOOR**2).sqrt()
+    return (depth - mean) / deviation, deviation
 
 
 def fill_holes(depth: Tensor, valid: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class DataSection:
         ratios: Share of every ratio; "any" draws log-uniformly from 1 to 32.
         pixels: High-resolution pixels per step; the number of crops follows.
         crops: Side of the crops per ratio, in pixels: the entry of the next ratio not below.
+        candidates: Random windows among which a sample is chosen, by how much there is to learn in each; 1: any.
         disparity: Share of samples turned into disparity (1 / depth).
         shrink: Largest factor by which image and depth are shrunk together before cropping.
         augment_guide: Change exposure, colour, noise, blur, now and then take a wrong guide.
@@ -72,6 +73,7 @@ class DataSection:
     ratios: dict[str, float] = dataclasses.field(default_factory=lambda: {"4": 1.0, "8": 1.0, "16": 1.0})
     pixels: int = 98304
     crops: dict[str, int] = dataclasses.field(default_factory=lambda: {"4": 128, "8": 192, "32": 256})
+    candidates: int = 4
     disparity: float = 0.0
     shrink: float = 1.0
     augment_guide: bool = False
@@ -181,6 +183,8 @@ def _check(config: TrainingConfig, path: Path) -> None:
             )
     if not data.crops:
         raise ArgumentError(f"{path}: crops must name at least one side")
+    if data.candidates < 1:
+        raise ArgumentError(f"{path}: candidates must be at least 1; got {data.candidates}")
     if data.train:
         _check_shares({s.path: s.weight for s in data.train}, f"{path}: weights of [[data.train]]")
     if optimization.precision not in ("fp32", "bf16"):

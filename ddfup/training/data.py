@@ -27,11 +27,9 @@ from ddfup.training.config import DataSection, DataSet
 
 # Crops drawn in search of one that is mostly measured, before the data are called unfit.
 _TRIES = 1000
-
-
-# Share of crops normalised as part of their image, as most are met; the rest by themselves, as small images
-# are.
-_WHOLE = 0.75
+# Side of the cells in which :func:`detail_of` measures, and what is added so that no crop is impossible.
+_DETAIL_CELL = 8
+_DETAIL_FLOOR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +39,37 @@ class Frame:
     Attributes:
         guide: (H, W, 3) uint8, sRGB.
         depth: (H, W) float32 metres, 0 = no measurement.
+        detail: Of the depth, see :func:`detail_of`.
     """
 
     guide: NDArray[np.uint8]
     depth: NDArray[np.float32]
+    detail: NDArray[np.float64] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", detail_of(self.depth))
+
+
+def detail_of(depth: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How much there is to learn where: the error of interpolating from cells of 8 x 8 pixels.
+
+    Args:
+        depth: (H, W), 0 = no measurement.
+
+    Returns:
+        (H // 8 + 1, W // 8 + 1), the summed-area table of the cells' mean error in deviations of the depth.
+    """
+    rows, columns = (max(1, length // _DETAIL_CELL) for length in depth.shape)
+    measured = (depth > 0).astype(np.float32)
+    # Means over what is measured, so that holes are no edges.
+    total, mass = (cv2.resize(a, (columns, rows), interpolation=cv2.INTER_AREA) for a in (depth, measured))
+    total, mass = (cv2.resize(a, depth.shape[::-1], interpolation=cv2.INTER_LINEAR) for a in (total, mass))
+    error = measured * np.abs(depth - total / np.maximum(mass, 1e-6))
+    cells = cv2.resize(error, (columns, rows), interpolation=cv2.INTER_AREA)
+    deviation = float(depth[depth > 0].std()) if (depth > 0).any() else 0.0
+    table = np.zeros((rows + 1, columns + 1))
+    table[1:, 1:] = (cells / max(deviation, 1e-12)).cumsum(axis=0).cumsum(axis=1)
+    return table
 
 
 def load_frames(root: Path, data_set: DataSet) -> list[Frame]:
@@ -99,19 +124,16 @@ class Batch:
         depth: (N, 1, h, w) low resolution, 0 = no measurement.
         guide: (N, 3, H, W) in [0, 1].
         target: (N, 1, H, W), 0 = no measurement.
-        mean: (N, 1, 1, 1) mean depth of the whole images.
         std: (N, 1, 1, 1) deviation of the depth of the whole images, the unit of the loss.
-        whole: (N, 1, 1, 1) bool: normalise by the statistics of the whole image rather than by the crop's
-            own.
+        weight: (N, 1, 1, 1) of the samples in the loss: crops with much to learn are drawn more often and weigh less.
         ratio: High-resolution over low-resolution length.
     """
 
     depth: Tensor
     guide: Tensor
     target: Tensor
-    mean: Tensor
     std: Tensor
-    whole: Tensor
+    weight: Tensor
     ratio: float
 
     def to(self, device: torch.device) -> Batch:
@@ -171,10 +193,8 @@ class StepBatches(Dataset[Batch]):
         count = max(1, round(self.section.pixels / crop**2))
         rng = np.random.default_rng([self.seed, step, 1 + self.rank])
         samples = [self._sample(crop, low, rng) for _ in range(count)]
-        depth, guide, target, mean, std, whole = (
-            torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True)
-        )
-        return Batch(depth, guide, target, mean, std, whole, crop / low)
+        depth, guide, target, std, weight = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
+        return Batch(depth, guide, target, std, weight, crop / low)
 
     def _crop(self, ratio: float) -> int:
         table = sorted((float(limit), side) for limit, side in self.section.crops.items())
@@ -184,10 +204,24 @@ class StepBatches(Dataset[Batch]):
         frames = self.sets[int(rng.choice(len(self.sets), p=self.weights))]
         return frames[int(rng.integers(len(frames)))]
 
+    def _window(self, crop: int, rng: np.random.Generator) -> tuple[Frame, _Window, float]:
+        """Choose one of several random windows by how much there is to learn in it.
+
+        The factor by which it is chosen more often than the others is returned inverted, as the weight that makes
+        the expected gradient that of plain sampling: the same goal, less noise on the way.
+        """
+        candidates = []
+        for _ in range(self.section.candidates):
+            frame = self._frame(rng)
+            candidates.append((frame, _draw_window(frame, crop, self.section.shrink, rng)))
+        details = np.array([_DETAIL_FLOOR + window.mean_of(frame.detail) for frame, window in candidates])
+        chosen = int(rng.choice(len(candidates), p=details / details.sum()))
+        return *candidates[chosen], float(details.mean() / details[chosen])
+
     def _sample(self, crop: int, low: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
         for _ in range(_TRIES):
-            frame = self._frame(rng)
-            image, depth = _cut(frame, crop, self.section.shrink, rng)
+            frame, window, weight = self._window(crop, rng)
+            image, depth = _cut(frame, window, crop, rng)
             if (depth > 0).mean() > 0.5:
                 break
         else:
@@ -203,8 +237,8 @@ class StepBatches(Dataset[Batch]):
             depth, reference = (
                 np.where(d > 0, scale / np.maximum(d, 1e-6), 0).astype(np.float32) for d in (depth, reference)
             )
-        mean = float(reference[reference > 0].mean())
-        std = max(float(reference[reference > 0].std()), 1e-3 * mean)
+        measured = reference[reference > 0]
+        std = max(float(measured.std()), 1e-3 * float(measured.mean()))
 
         kind = _draw(self.section.degradations, rng)
         lr = DEGRADATIONS[kind](depth, (low, low), rng)
@@ -212,24 +246,40 @@ class StepBatches(Dataset[Batch]):
             lr = DEGRADATIONS["area"](depth, (low, low), rng)
         if self.section.augment_guide:
             if rng.uniform() < 0.02:
-                image = _cut(self._frame(rng), crop, 1.0, rng)[0]
+                other = self._frame(rng)
+                image = _cut(other, _draw_window(other, crop, 1.0, rng), crop, rng)[0]
             guide = augment_guide(image, rng)
         guide01 = guide.astype(np.float32) / np.float32(255) if guide.dtype == np.uint8 else guide.astype(np.float32)
-        whole = np.array([[[rng.uniform() < _WHOLE]]])
         parts = (
             lr[None],
             np.ascontiguousarray(guide01.transpose(2, 0, 1)),
             depth[None],
-            np.full((1, 1, 1), mean),
             np.full((1, 1, 1), std),
+            np.full((1, 1, 1), weight),
         )
-        return *(np.ascontiguousarray(p, dtype=np.float32) for p in parts), whole
+        return tuple(np.ascontiguousarray(p, dtype=np.float32) for p in parts)
 
 
-def _cut(
-    frame: Frame, crop: int, shrink: float, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Cut a random square, shrunk by a random factor, flipped and turned at random."""
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """A square of an image, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+    def mean_of(self, table: NDArray[np.float64]) -> float:
+        """Mean over the window, to whole cells, of what a summed-area table of :func:`detail_of` holds."""
+        limit = np.array(table.shape) - 1
+        corner = np.array((self.top, self.left))
+        low = np.minimum(corner // _DETAIL_CELL, limit - 1)
+        high = np.clip(-(-(corner + self.side) // _DETAIL_CELL), low + 1, limit)
+        (y0, x0), (y1, x1) = low, high
+        return float(table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]) / float(np.prod(high - low))
+
+
+def _draw_window(frame: Frame, crop: int, shrink: float, rng: np.random.Generator) -> _Window:
+    """A random square that becomes a crop of ``crop`` pixels after shrinking by up to ``shrink``."""
     height, width = frame.depth.shape
     if crop > min(height, width):
         raise InputError(
@@ -238,7 +288,14 @@ def _cut(
         )
     factor = min(float(rng.uniform(1, shrink)) if rng.uniform() < 0.5 else 1.0, min(height, width) / crop)
     side = round(crop * factor)
-    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    return _Window(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side)
+
+
+def _cut(
+    frame: Frame, window: _Window, crop: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Cut a window, shrunk to ``crop`` pixels, flipped and turned at random."""
+    top, left, side = window.top, window.left, window.side
     guide = frame.guide[top : top + side, left : left + side]
     depth = frame.depth[top : top + side, left : left + side]
     if side != crop:

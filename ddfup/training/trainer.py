@@ -29,7 +29,6 @@ from ddfup.degrade import degrade
 from ddfup.devices import find_device
 from ddfup.errors import InputError, OutputError
 from ddfup.metrics import rmse
-from ddfup.models.sampling import depth_statistics
 from ddfup.training.config import OptimizationSection, TrainingConfig
 from ddfup.training.data import Batch, Frame, StepBatches, load_frames, tuning_pairs
 
@@ -61,7 +60,9 @@ class Progress:
     tune: dict[str, float]
 
 
-def loss_function(prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float) -> Tensor:
+def loss_function(
+    prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float, weight: Tensor | None = None
+) -> Tensor:
     """Mean over measured pixels of the absolute plus a weighted Huber error, in hundredths of ``std``.
 
     The field reports RMSE, which large errors at depth edges rule; the absolute error alone under-rates them.
@@ -72,6 +73,7 @@ def loss_function(prediction: Tensor, target: Tensor, std: Tensor, ratio: float,
         std: (N, 1, 1, 1), unit of the error.
         ratio: High-resolution over low-resolution length.
         squared: Weight of the Huber error.
+        weight: (N, 1, 1, 1) of the samples; None: all 1.
     """
     valid = target > 0
     error = (torch.where(valid, prediction - target, 0) / std).abs()
@@ -79,7 +81,10 @@ def loss_function(prediction: Tensor, target: Tensor, std: Tensor, ratio: float,
     huber = torch.where(error < _HUBER, error.square(), _HUBER * (2 * error - _HUBER))
     # Steps of all ratios weigh alike.
     scale = _UNIT * (4 / ratio) ** _ERROR_GROWTH
-    loss: Tensor = scale * (error + squared * huber).sum() / valid.sum().clamp(min=1)
+    total = error + squared * huber
+    if weight is not None:
+        total = total * weight
+    loss: Tensor = scale * total.sum() / valid.sum().clamp(min=1)
     return loss
 
 
@@ -289,16 +294,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, section)
         valid = batch.depth > 0
-        own_mean, own_std = depth_statistics(batch.depth, valid)
-        statistics = (
-            torch.where(batch.whole, batch.mean, own_mean),
-            torch.where(batch.whole, batch.std, own_std),
-        )
         guide = batch.guide.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=section.precision == "bf16"):
-            prediction = self.parallel(batch.depth, guide, valid, statistics=statistics)
+            prediction = self.parallel(batch.depth, guide, valid)
         squared = squared_weight(self.step, section)
-        loss = loss_function(prediction.float(), batch.target, batch.std, batch.ratio, squared)
+        loss = loss_function(prediction.float(), batch.target, batch.std, batch.ratio, squared, batch.weight)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip * _UNIT)

@@ -7,7 +7,7 @@ import torch
 from networks import TINY_PYRAMID, pair, tiny_pyramid
 
 from ddfup.models.pyramid import GuidedPyramid
-from ddfup.models.sampling import depth_statistics, fill_holes, positions, sample_rows_columns
+from ddfup.models.sampling import fill_holes, positions, sample_rows_columns
 from ddfup.tiling import tiles
 
 # Low and high sizes (h, w); ratios 1, 1.3, 2, 3, 4, 7.5, 8, 16, 32, odd guides, single pixels.
@@ -104,7 +104,7 @@ def test_samples_of_a_batch_do_not_see_each_other(low, high):
     together = network(depth, guide, valid)
     for i in range(3):
         alone = network(depth[i : i + 1], guide[i : i + 1], valid[i : i + 1])
-        torch.testing.assert_close(together[i : i + 1], alone, atol=2e-5 * span(depth[i]), rtol=0)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4 * span(depth[i]), rtol=0)
 
 
 # A picture wide enough for several tiles with their halos, and low enough to be quick.
@@ -176,15 +176,3 @@ def test_the_guide_steers_the_result():
     network = tiny_pyramid()
     depth, guide = pair((6, 8), (48, 64))
     assert (network(depth, guide) - network(depth, guide.flip(-1))).abs().max() > 1e-3 * span(depth)
-
-
-@torch.no_grad()
-def test_statistics_of_a_larger_image_hardly_change_the_result():
-    # Depth is normalised locally, so that a crop is treated as its image is; only the floor of that depends on them.
-    network = tiny_pyramid()
-    depth, guide = pair((6, 8), (48, 64))
-    mean, std = depth_statistics(depth, torch.ones_like(depth, dtype=torch.bool))
-    own = network(depth, guide)
-    torch.testing.assert_close(network(depth, guide, statistics=(mean, std)), own)
-    other = network(depth, guide, statistics=(mean + std, 2 * std))
-    assert (other - own).abs().max() < 1e-3 * span(depth)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ddfup.models.sampling import (
-    depth_statistics,
     fill_holes,
     normalize_depth,
+    normalize_locally,
     positions,
     sample_rows_columns,
 )
@@ -107,13 +107,32 @@ def test_normalisation_gives_mean_zero_and_deviation_one():
     assert (normalized.numpy()[~valid] == 0).all()
 
 
-def test_normalisation_by_given_statistics():
-    depth, valid = torch.tensor([[[[1.0, 3.0]]]]), torch.ones(1, 1, 1, 2, dtype=torch.bool)
-    given = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 4.0)
-    normalized, mean, std = normalize_depth(depth, valid, given)
-    assert (normalized.tolist(), mean.item(), std.item()) == ([[[[-0.25, 0.25]]]], 2, 4)
-    own = normalize_depth(depth, valid, depth_statistics(depth, valid))
-    assert all(map(torch.equal, own, normalize_depth(depth, valid)))
+def around(values, y, x):
+    """Mean of the part of a 15 x 15 window that lies in the image."""
+    return values[max(0, y - 7) : y + 8, max(0, x - 7) : x + 8].mean()
+
+
+def test_local_normalisation_is_by_the_windows_mean_and_deviation():
+    rng = np.random.default_rng(0)
+    depth = rng.standard_normal((2, 1, 40, 23)).astype(np.float32)
+    local, deviation = normalize_locally(torch.from_numpy(depth))
+    for i in range(2):
+        image = depth[i, 0].astype(np.float64)
+        mean = np.array([[around(image, y, x) for x in range(23)] for y in range(40)])
+        square = (image - mean) ** 2
+        spread = np.sqrt([[around(square, y, x) + 1e-4 for x in range(23)] for y in range(40)])
+        expected = (image - mean) / spread
+        np.testing.assert_allclose(deviation[i, 0], spread, rtol=1e-5)
+        np.testing.assert_allclose(local[i, 0], expected, atol=1e-5)
+
+
+def test_local_normalisation_does_not_see_what_lies_far_away():
+    # The left part is near and finely structured; the right one far and rough.
+    near = 0.05 * torch.randn(1, 1, 20, 40)
+    far = torch.cat((near, 30 + 9 * torch.randn(1, 1, 20, 40)), dim=3)
+    torch.testing.assert_close(normalize_locally(far)[0][..., :26], normalize_locally(near)[0][..., :26])
+    # Noise far below the deviation of the whole map does not become structure.
+    assert normalize_locally(1e-4 * near)[0].abs().max() < 0.01
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-6, 65.535, 1e6, -3.3])

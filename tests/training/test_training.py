@@ -1,5 +1,6 @@
 """Training on a tiny data set: configuration, samples, exact resumption, learning, files."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from ddfup.configs import bundled_configs
 from ddfup.errors import ArgumentError, InputError, OutputError
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
-from ddfup.training.data import Frame, StepBatches, load_frames, tuning_pairs
+from ddfup.training.data import Frame, StepBatches, detail_of, load_frames, tuning_pairs
 from ddfup.training.trainer import Trainer, learning_rate, loss_function, squared_weight, tuning_error
 
 
@@ -71,6 +72,7 @@ def test_bundled_configurations_build_their_networks(name):
         (("steps = 6\n", "steps = true\n"), "steps must be of type int; got True"),
         (("steps = 6\n", "steps = 0\n"), "steps must be above 0; got 0"),
         (("steps = 6\n", "steps = 6\nema = 1.0\n"), r"ema must be in \[0, 1\); got 1.0"),
+        (("pixels = 2048", "candidates = 0"), "candidates must be at least 1; got 0"),
         (("steps = 6\n", "steps = 6\nseed = -1\n"), "seed must be at least 0; got -1"),
         (
             ("learning_rate = 2e-3", 'learning_rate = "fast"'),
@@ -185,7 +187,8 @@ def test_batches_are_what_they_promise(root, config):
             assert (low > 0).any() and (high > 0).float().mean() > 0.5
             # Low resolution of this very target; sensors add noise, antialiasing rings a little.
             assert 0.8 * high[high > 0].min() < low[low > 0].mean() < 1.2 * high.max()
-        assert batch.std.shape == batch.whole.shape == (n, 1, 1, 1) and (batch.std > 0).all()
+        assert batch.std.shape == batch.weight.shape == (n, 1, 1, 1)
+        assert (batch.std > 0).all() and (batch.weight > 0).all()
         ratios.add(round(batch.ratio, 2))
     assert {2, 4} < ratios and len(ratios) > 4
 
@@ -199,6 +202,46 @@ def test_data_without_depth_do_not_hang(config):
     frame = Frame(np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.float32))
     with pytest.raises(InputError, match="none had depth in more than half"):
         StepBatches([([frame], 1.0)], config().data, seed=0)[0]
+
+
+def test_detail_is_the_error_of_coarse_interpolation():
+    depth = np.full((64, 128), 2.0, np.float32)
+    depth[:, 90:] = 4.0
+    depth[:20, :20] = 0
+    table = detail_of(depth)
+    assert table.shape == (9, 17)
+    cells = np.diff(np.diff(table, axis=0), axis=1)
+    # Only the step is detail: neither flat walls nor the rim of a hole are.
+    assert (cells[:, 10:13].sum(axis=1) > 0.3).all()
+    np.testing.assert_allclose(cells[:, :9], 0, atol=1e-5)
+    np.testing.assert_allclose(cells[:, 14:], 0, atol=1e-5)
+    # In deviations of the depth: the unit of length cancels.
+    np.testing.assert_allclose(detail_of(1000 * depth), table, rtol=1e-4, atol=1e-5)
+    assert not detail_of(np.zeros((5, 9), np.float32)).any()
+
+
+def test_detailed_crops_are_drawn_more_often_and_weigh_less(config):
+    depth = np.full((64, 128), 2.0, np.float32)
+    depth[:, 64::4] = 4.0
+    frames = [([Frame(np.zeros((64, 128, 3), np.uint8), depth)], 1.0)]
+    settings = ("pixels = 2048", "pixels = 1024\ncandidates = 4"), ("2 = 0.5, 4 = 0.3, any = 0.2", "4 = 1.0")
+    data = config(*settings, ("disparity = 0.25", "disparity = 0.0")).data
+    rough, weights = [], []
+    for step in range(400):
+        batch = StepBatches(frames, data, seed=3)[step]
+        rough += [float(target.std() > 0.1) for target in batch.target]
+        weights += batch.weight.flatten().tolist()
+    rough, weights = np.array(rough), np.array(weights)
+    # Without choice, a bit more than half of the windows show some of the rough half.
+    plain = StepBatches(frames, dataclasses.replace(data, candidates=1), seed=3)
+    batches = [plain[step] for step in range(400)]
+    share = np.mean([float(target.std() > 0.1) for batch in batches for target in batch.target])
+    assert all((batch.weight == 1).all() for batch in batches)
+    assert rough.mean() > share + 0.2
+    assert weights[rough == 1].mean() < 1 < weights[rough == 0].mean()
+    # Weighted, the share is what it was: the goal of learning is the same.
+    assert (rough * weights).mean() == pytest.approx(share, abs=0.05)
+    assert weights.mean() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize(("frames", "count"), [(10, 3), (3, 10), (7, 7), (5, 1)])
@@ -237,6 +280,8 @@ def test_the_loss_counts_measured_pixels_only():
     scaled = loss_function(3 * prediction, 3 * target, 3 * std, 4.0, 1.0)
     assert scaled.item() == pytest.approx(loss.item())
     assert loss_function(prediction, 0 * target, std, 4.0, 1.0) == 0
+    weighted = loss_function(prediction, target, std, 4.0, 1.0, torch.full_like(std, 0.25))
+    assert weighted.item() == pytest.approx(0.25 * loss.item())
 
 
 def test_the_tuning_error_of_the_truth_itself_is_none(root):
@@ -424,8 +469,8 @@ def test_the_loss_falls_on_a_fixed_problem(root, config, tmp_path, monkeypatch, 
     monkeypatch.setattr(StepBatches, "__getitem__", lambda self, step: fixed)
     losses = []
 
-    def watch(prediction, target, std, ratio, squared):
-        loss = loss_function(prediction, target, std, ratio, squared)
+    def watch(prediction, target, std, ratio, squared, weight):
+        loss = loss_function(prediction, target, std, ratio, squared, weight)
         losses.append(loss.item())
         return loss
 

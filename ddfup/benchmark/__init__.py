@@ -1,0 +1,1 @@
+"""`ddfup benchmark`: degrade true depth, upsample it with networks and classical methods, measure. A leaf."""

@@ -1,0 +1,187 @@
+"""What is shown and written of a benchmark: means, tables of 80 columns, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddfup.benchmark.protocols import PROTOCOLS, Setup
+from ddfup.benchmark.run import Record
+from ddfup.metrics import Metric, describe, mean_figures
+
+_WIDTH = 80
+# What a spreadsheet would take for a formula at the beginning of a cell.
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One cell of the tables.
+
+    Attributes:
+        degradation: How the low resolution was made.
+        factor: High-resolution over low-resolution length.
+        method: Name of the method.
+        images: Number of images.
+        seconds: Mean time of the method.
+        figures: Measure -> mean over images; NaN where it is defined for none.
+    """
+
+    degradation: str
+    factor: float
+    method: str
+    images: int
+    seconds: float
+    figures: dict[str, float]
+
+
+def means(records: Iterable[Record]) -> list[Mean]:
+    """Average over images, in the order in which degradations, factors and methods first occur."""
+    groups: dict[tuple[str, float, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.degradation, record.factor, record.method), []).append(record)
+    return [
+        Mean(*key, len(group), math.fsum(r.seconds for r in group) / len(group), mean_figures(r.figures for r in group))
+        for key, group in groups.items()
+    ]
+
+
+def unit_of(metric: Metric, setup: Setup) -> str:
+    """Return the unit in which a measure is reported; may be empty."""
+    return {"depth": setup.unit, "share": "%", "dB": "dB", "number": ""}[metric.unit]
+
+
+def tables(cells: Sequence[Mean], setup: Setup, metric: str) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Lay out one measure: per degradation a title, a head and rows, none wider than 80 columns.
+
+    Args:
+        cells: Of `means`.
+        setup: What was measured.
+        metric: Name of a measure.
+    """
+    meaning = describe(setup.thresholds)[metric]
+    unit = unit_of(meaning, setup)
+    values = {(cell.degradation, cell.factor, cell.method): cell.figures[metric] for cell in cells}
+    names = list(dict.fromkeys(cell.method for cell in cells))
+    # A name may be of any length (weight files say theirs), the table not.
+    shown = {name: name if len(name) <= 32 else f"{name[:31]}…" for name in names}
+    label_width = max(len(text) for text in [*shown.values(), "method"])
+    found = []
+    for degradation in dict.fromkeys(cell.degradation for cell in cells):
+        text = {
+            (factor, name): _format(values[degradation, factor, name], meaning)
+            for factor in setup.factors
+            for name in names
+        }
+        width = max(len(cell) for cell in [*text.values(), *(f"x{factor:g}" for factor in setup.factors)])
+        step = max(1, (_WIDTH - label_width) // (width + 2))
+        for begin in range(0, len(setup.factors), step):
+            part = setup.factors[begin : begin + step]
+            title = f"{meaning.label}{f' ({unit})' if unit else ''}, {degradation} low resolution"
+            head = ["method", *(f"x{factor:g}".rjust(width) for factor in part)]
+            rows = [[shown[name], *(text[factor, name].rjust(width) for factor in part)] for name in names]
+            found.append((title, head, rows))
+    return found
+
+
+def _format(value: float, metric: Metric) -> str:
+    if not math.isfinite(value):
+        return "-"
+    if metric.unit == "share":
+        return f"{100 * value:.2f}"
+    return f"{value:.4f}" if metric.unit == "number" else f"{value:.2f}"
+
+
+def summary(cells: Sequence[Mean], setup: Setup) -> dict[str, Any]:
+    """Return what machines are told on stdout: the setup and the means, with None for what is not defined."""
+    return {
+        "protocol": setup.protocol,
+        "unit": setup.unit,
+        "crop_border": setup.border,
+        "means": [
+            {
+                "degradation": cell.degradation,
+                "factor": cell.factor,
+                "method": cell.method,
+                "images": cell.images,
+                "seconds": cell.seconds,
+                **_finite(cell.figures),
+            }
+            for cell in cells
+        ],
+    }
+
+
+def to_json(records: Sequence[Record], setup: Setup, details: dict[str, Any]) -> bytes:
+    """Encode everything: the summary, what the measures mean, and every image's figures.
+
+    Args:
+        records: Of the run.
+        setup: What was measured.
+        details: Further facts: data set, version, networks.
+    """
+    content = {
+        **details,
+        **summary(means(records), setup),
+        "description": PROTOCOLS[setup.protocol].description,
+        "metrics": {
+            name: {
+                "label": metric.label,
+                "unit": setup.unit if metric.unit == "depth" else metric.unit,
+                "better": metric.better,
+                "description": metric.description,
+            }
+            for name, metric in describe(setup.thresholds).items()
+        },
+        "images": [
+            {
+                "image": record.image,
+                "degradation": record.degradation,
+                "factor": record.factor,
+                "method": record.method,
+                **_finite(record.figures),
+            }
+            for record in records
+        ],
+    }
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def images_csv(records: Sequence[Record], setup: Setup) -> bytes:
+    """Encode one line per image, degradation, factor and method."""
+    return _csv(
+        ["image", "degradation", "factor", "method", *describe(setup.thresholds)],
+        ([r.image, r.degradation, f"{r.factor:g}", r.method, *_finite(r.figures).values()] for r in records),
+    )
+
+
+def means_csv(records: Sequence[Record], setup: Setup) -> bytes:
+    """Encode one line per degradation, factor and method: means over images."""
+    return _csv(
+        ["degradation", "factor", "method", "images", *describe(setup.thresholds)],
+        ([c.degradation, f"{c.factor:g}", c.method, c.images, *_finite(c.figures).values()] for c in means(records)),
+    )
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in row])
+    return stream.getvalue().encode("utf-8", "backslashreplace")
+
+
+def _harmless(text: str) -> str:
+    """Keep spreadsheets from running a file's name as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text

@@ -1,0 +1,396 @@
+"""`ddfup batch`: folders, globs and lists of pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddfup.errors import ArgumentError, DDFUpError, PairingError
+from ddfup.options import (
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    DryRunOption,
+    FillOption,
+    FormatOption,
+    InvalidOption,
+    JsonOption,
+    MaxPixelsOption,
+    ModelOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    SkipOption,
+    TileOption,
+    UnitOption,
+    VerboseOption,
+    one_of,
+)
+from ddfup.terminal import Terminal, print_json
+
+if TYPE_CHECKING:
+    from ddfup.batch.engine import Batch, Outcome
+    from ddfup.batch.journal import Journal
+    from ddfup.batch.pairing import Pair, Pairing
+
+# Lines about files without partner; the rest is counted, unless with -v.
+_FEW = 5
+_MANY = 20
+
+
+def batch(
+    ctx: typer.Context,
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DEPTHS GUIDES OUT_DIR",
+            help="Folders (with all below them) or quoted globs, and where results go; OUT_DIR alone with --manifest.",
+            show_default=False,
+        ),
+    ],
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE",
+            help="A .csv or .jsonl list with depth, guide and out (below OUT_DIR); paths relative to it.",
+            show_default=False,
+        ),
+    ] = None,
+    pair_by: Annotated[
+        str | None,
+        typer.Option(
+            "--pair-by",
+            metavar="stem|regex|time:TOL|manifest",
+            help="What makes a pair: equal path without suffix (default), equal key, times at most TOL seconds apart.",
+            show_default=False,
+        ),
+    ] = None,
+    pair_regex: Annotated[
+        str | None,
+        typer.Option(
+            "--pair-regex",
+            metavar="REGEX",
+            help="Finds the key in a path: its named groups, else its first one.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    tile: TileOption = "auto",
+    unit: UnitOption = None,
+    invalid: InvalidOption = "0,nan,inf",
+    fill: FillOption = False,
+    format: FormatOption = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option("--preview", metavar="DIR", help="Also write pictures: guide, input, result.", show_default=False),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    skip_existing: SkipOption = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try damaged inputs again that have not changed.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, max=256, help="Pairs read and written at once. Default: by cores.", show_default=False
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Do part I (from 0) of N. Default: by RANK and WORLD_SIZE, or the Slurm array.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: DryRunOption = False,
+    max_pixels: MaxPixelsOption = 200_000_000,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Upsample many pairs; a second run does what is missing or changed.
+
+    Two runs on one OUT_DIR share the work.
+    """
+    terminal = ctx.ensure_object(Terminal)
+    overwrite, skip_existing = one_of(ctx, overwrite=overwrite, skip_existing=skip_existing)
+    if len(places) != (3 if manifest is None else 1):
+        wanted = "DEPTHS GUIDES OUT_DIR" if manifest is None else "OUT_DIR alone, with --manifest"
+        raise ArgumentError(f"batch must have {wanted}; got {len(places)}: {' '.join(places)}", "quote globs")
+    part = _parse_shard(shard, terminal)
+    from ddfup import io, pair
+    from ddfup.batch.engine import Batch, Settings, select_shard
+    from ddfup.models import DEFAULT_MODEL, find_model
+
+    options = pair.Options(
+        unit=io.parse_unit(unit) if unit else None,
+        invalid=io.parse_invalid(invalid),
+        format=format,
+        fill=fill,
+        max_pixels=max_pixels,
+    )
+    out_dir = Path(places[-1])
+    with terminal.working("looking for pairs"):
+        # The journal comes second: what another run adds to OUT_DIR meanwhile is in it, and is no input.
+        found, journal = _find_pairs(places, manifest, pair_by, pair_regex, format, out_dir)
+    _tell(terminal, found)
+    info = find_model(model or DEFAULT_MODEL)
+    pairs = select_shard(found.pairs, *part)
+    settings = Settings(
+        out_dir=out_dir,
+        options=options,
+        weights_sha256=info.sha256,
+        network=("fp32" if precision == "auto" else precision, tile),
+        preview_dir=preview,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        retry_failed=retry_failed,
+        fail_fast=fail_fast,
+        dry_run=dry_run,
+        workers=min(workers or _default_workers(), max(1, len(pairs))),
+    )
+
+    def load() -> Any:
+        from ddfup.batch.pool import make_pool
+
+        return make_pool(str(info.path), device, precision, int(tile) if tile.isdigit() else tile)
+
+    work = Batch(pairs, settings, journal, load)
+    work.check()
+    counts = _run(terminal, work, pairs, info.name, as_json=as_json, dry_run=dry_run)
+    if counts["failed"]:
+        raise typer.Exit(3 if counts["ok"] or counts["skipped"] else 4)
+
+
+def _run(
+    terminal: Terminal, work: Batch, pairs: list[Pair], model: str, *, as_json: bool, dry_run: bool
+) -> dict[str, int]:
+    """Do the work and tell of it; return how often each status came."""
+    counts = dict.fromkeys(("ok", "skipped", "failed", "again"), 0)
+    busy, begin, step = 0.0, time.monotonic(), 0
+    with (
+        terminal.progress(len(pairs)) as show,
+        _stopping(work) as caught,
+        contextlib.closing(work.results()) as results,
+    ):
+        for outcome in results:
+            step += 1
+            counts[outcome.status] += 1
+            counts["again"] += outcome.again
+            busy += outcome.busy
+            _report(terminal, outcome, dry_run=dry_run)
+            if as_json:
+                print_json(_record(outcome, model, dry_run))
+            rate = counts["ok"] / max(time.monotonic() - begin, 1e-9)
+            show(step, f"{rate:.2g} pairs/s" + (f", {counts['failed']} failed" if counts["failed"] else ""))
+    seconds = time.monotonic() - begin
+    left = len(pairs) - step
+    parts = [
+        f"{counts['ok']} {'to write' if dry_run else 'written'}",
+        f"{counts['skipped']} already done",
+        f"{counts['failed']} failed",
+        *([f"{left} not reached"] if left else []),
+    ]
+    terminal.note(f"{', '.join(parts)}; {seconds:.1f} s" + _rate(counts["ok"], seconds, dry_run))
+    if counts["ok"] and not dry_run:
+        terminal.note(f"the network worked {busy / seconds:.0%} of the time", detail=True)
+    if counts["again"]:
+        terminal.note(f"{counts['again']} failed before and have not changed: --retry-failed tries them again")
+    if caught and left:
+        raise SystemExit(128 + caught[0])
+    return counts
+
+
+def _rate(count: int, seconds: float, dry_run: bool) -> str:
+    return f", {count / seconds:.2g} pairs/s" if count and seconds > 0 and not dry_run else ""
+
+
+@contextlib.contextmanager
+def _stopping(work: Batch) -> Iterator[list[int]]:
+    """Let the first SIGINT or SIGTERM end the work after the pair under way; a second one acts at once.
+
+    Yields:
+        The signals that came.
+    """
+    caught: list[int] = []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        caught.append(signum)
+        restore()
+        work.stop()
+        if work.loading:
+            # Nothing is half done yet, and loading may take long.
+            raise SystemExit(128 + signum)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield caught
+    finally:
+        restore()
+
+
+def _report(terminal: Terminal, outcome: Outcome, *, dry_run: bool) -> None:
+    """Tell of one pair: always of a failure, else as details."""
+    work = outcome.pair
+    if outcome.failure is not None:
+        try:
+            raise outcome.failure
+        except DDFUpError as error:
+            message, hint = error.message, error.hint
+            named = any(str(path) in message for path in (work.depth, work.guide, outcome.out)) or work.problem
+            text = message if named else f"{work.depth}: {message}"
+            terminal.fail(text, hint if terminal.verbose else "")
+        except Exception as error:
+            terminal.fail(f"{work.depth}: internal error: {type(error).__name__}: {error}", "please report it")
+    elif outcome.status == "skipped":
+        terminal.note(f"skipped {outcome.out}: already done", detail=True)
+    elif dry_run:
+        size = f"{outcome.width}x{outcome.height} (x{outcome.factor:.4g})"
+        terminal.note(f"would write {outcome.out}: {size} from {work.depth} and {work.guide}")
+    else:
+        terminal.note(f"wrote {outcome.out}: {outcome.seconds or 0:.2f} s", detail=True)
+    for note in outcome.notes:
+        terminal.note(f"note: {outcome.out}: {note}")
+
+
+def _record(outcome: Outcome, model: str, dry_run: bool) -> dict[str, Any]:
+    failure = outcome.failure
+    message = failure.message if isinstance(failure, DDFUpError) else f"{type(failure).__name__}: {failure}"
+    record = {
+        "depth": str(outcome.pair.depth),
+        "guide": str(outcome.pair.guide),
+        "out": str(outcome.out),
+        "status": outcome.status,
+        "error": None if failure is None else message,
+        "width": outcome.width,
+        "height": outcome.height,
+        "factor": outcome.factor,
+        "model": model,
+        "device": outcome.device,
+        "kernels": outcome.kernels,
+        "seconds": outcome.seconds,
+        "valid_fraction": outcome.valid_fraction,
+    }
+    return record | ({"dry_run": True} if dry_run else {})
+
+
+# --- what to do ---
+
+
+def _find_pairs(
+    places: list[str],
+    manifest: Path | None,
+    pair_by: str | None,
+    pair_regex: str | None,
+    format_name: str | None,
+    out_dir: Path,
+) -> tuple[Pairing, Journal]:
+    from ddfup import io
+    from ddfup.batch.journal import Journal
+    from ddfup.batch.manifest import read_manifest
+    from ddfup.batch.pairing import pair_files, parse_rule
+    from ddfup.batch.places import GUIDE_SUFFIXES, find_files
+
+    if manifest is not None:
+        if pair_by not in (None, "manifest") or pair_regex is not None:
+            raise ArgumentError("--manifest must not come with another --pair-by or --pair-regex")
+        found = read_manifest(manifest, format_name=format_name)
+        if not found.pairs:
+            raise PairingError(f"--manifest: {manifest} must list a pair; it lists none")
+        return found, Journal(out_dir)
+    if pair_by == "manifest":
+        raise ArgumentError("--pair-by manifest must come with --manifest FILE")
+    rule = parse_rule(pair_by or ("stem" if pair_regex is None else "regex"), pair_regex)
+    suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
+    depths = find_files(places[0], suffixes, what="DEPTHS")
+    guides = find_files(places[1], GUIDE_SUFFIXES, what="GUIDES")
+    journal = Journal(out_dir)
+    # Where OUT_DIR is an input folder, too, what was made there is no input.
+    made = {os.path.realpath(out_dir / name) for name in journal.files()}
+    depth_files, guide_files = (
+        [file for file in place.files if os.path.realpath(file.path) not in made] if made else place.files
+        for place in (depths, guides)
+    )
+    found = pair_files(depth_files, guide_files, rule, format_name=format_name)
+    for name, place in (("DEPTHS", depths), ("GUIDES", guides)):
+        if place.ignored:
+            found.orphans.append(f"{place.ignored} files in {name} are of other kinds")
+    if not found.pairs and not found.conflicts:
+        example = f"; for example {depth_files[0].name!r}" if depth_files else ""
+        example += f" and {guide_files[0].name!r}" if depth_files and guide_files else ""
+        raise PairingError(
+            f"DEPTHS must have guides in GUIDES, by {rule}; {len(depth_files)} depth files and "
+            f"{len(guide_files)} guides make no pair{example}",
+            "--pair-by regex or time:TOL, or --manifest, may say what belongs together",
+        )
+    return found, journal
+
+
+def _tell(terminal: Terminal, found: Pairing) -> None:
+    """Name what has no partner; refuse what is not clear."""
+    for lines, most in ((found.orphans, _FEW), (found.conflicts, _MANY)):
+        for index, line in enumerate(lines):
+            terminal.note(f"note: {line}", detail=index >= most)
+        if len(lines) > most and not terminal.verbose:
+            terminal.note(f"note: {len(lines) - most} more like these; -v names them")
+    if found.conflicts:
+        raise PairingError(
+            f"pairs must be clear before anything is done; {len(found.conflicts)} are not: {found.conflicts[0]}",
+            "narrow the places by globs, or use --manifest",
+        )
+
+
+def _default_workers() -> int:
+    # One pair is with the network, one before it and one behind it; more cores can hide slower disks.
+    return max(3, min(8, os.cpu_count() or 1))
+
+
+def _parse_shard(text: str | None, terminal: Terminal) -> tuple[int, int]:
+    """Return the part (from 0) and the number of parts."""
+    source = "--shard"
+    if text is None:
+        environment = os.environ
+        if {"RANK", "WORLD_SIZE"} <= environment.keys():
+            source, text = "RANK/WORLD_SIZE", f"{environment['RANK']}/{environment['WORLD_SIZE']}"
+        elif {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= environment.keys():
+            source = "SLURM_ARRAY_TASK_ID/COUNT"
+            text = _slurm_part()
+        else:
+            return 0, 1
+    index, _, count = text.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit() and int(index) < int(count)):
+        raise ArgumentError(
+            f"{source} must be I/N with I from 0 to N - 1; got {text!r}", "example: --shard 0/4 is the first of four"
+        )
+    if source != "--shard" and int(count) > 1:
+        terminal.note(f"note: part {text} by {source}")
+    return int(index), int(count)
+
+
+def _slurm_part() -> str:
+    values = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN", "STEP")}
+    if not all(value.isascii() and value.isdigit() for value in values.values() if value):
+        return f"{values['ID']}/{values['COUNT']}"
+    index = (int(values["ID"]) - int(values["MIN"] or 0)) // max(1, int(values["STEP"] or 1))
+    return f"{index}/{values['COUNT']}"

@@ -1,0 +1,233 @@
+"""`ddfup benchmark`: networks and classical methods on a data set with true depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddfup.commands.upsampler import make_upsampler
+from ddfup.errors import ArgumentError, OutputError
+from ddfup.options import (
+    ConfigOption,
+    DebugOption,
+    DeviceOption,
+    InvalidOption,
+    JsonOption,
+    MaxPixelsOption,
+    OverwriteOption,
+    PrecisionOption,
+    QuietOption,
+    TileOption,
+    UnitOption,
+    VerboseOption,
+)
+from ddfup.terminal import Terminal, print_table, reported
+
+_FILES = ("benchmark.json", "images.csv", "means.csv")
+
+
+def benchmark(
+    ctx: typer.Context,
+    dataset: Annotated[
+        Path,
+        typer.Argument(metavar="DATASET", help="Folder with rgb/ and depth/ of equal stems.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="DIR",
+            help="Folder for benchmark.json, images.csv and means.csv. Default: no files.",
+            show_default=False,
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            metavar="point|bicubic|robust|custom",
+            help="What is degraded how and which pixels count. Default: bicubic; custom with --degradation or "
+            "--crop-border.",
+            show_default=False,
+        ),
+    ] = None,
+    factor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--factor",
+            metavar="N",
+            help="High-resolution over low-resolution length; repeatable. Default: as the protocol says.",
+            show_default=False,
+        ),
+    ] = None,
+    degradation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--degradation",
+            metavar="NAME",
+            help="How depth is made low: nearest, bilinear, bicubic, area, sensor; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="NAME|PATH",
+            help="Model, weight file, nearest, bilinear, bicubic, guided-filter, joint-bilateral or "
+            "fast-global-smoother; repeatable. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Measure to show: rmse, mae, delta1, edge_rmse ...; repeatable. Default: rmse; files hold all.",
+            show_default=False,
+        ),
+    ] = None,
+    crop_border: Annotated[
+        int | None,
+        typer.Option(
+            "--crop-border",
+            metavar="PX",
+            min=0,
+            help="Pixels along each side that do not count. Default: as the protocol says.",
+            show_default=False,
+        ),
+    ] = None,
+    first: Annotated[int, typer.Option("--first", min=0, help="First image, in sorted order from 0.")] = 0,
+    last: Annotated[
+        int | None, typer.Option("--last", min=0, help="Last image. Default: the last there is.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Take so many images, spread evenly. Default: all.", show_default=False),
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    tile: TileOption = "auto",
+    unit: UnitOption = None,
+    invalid: InvalidOption = "0,nan,inf",
+    overwrite: OverwriteOption = False,
+    max_pixels: MaxPixelsOption = 200_000_000,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Compare methods: degrade true depth, upsample it again, measure the errors."""
+    terminal = ctx.ensure_object(Terminal)
+    record: dict[str, Any] = {"dataset": str(dataset), "out": None if out is None else str(out), "status": "failed"}
+    record |= {"error": None}
+    with reported(record, as_json):
+        import ddfup
+        from ddfup import io
+        from ddfup.benchmark import protocols, results, run
+        from ddfup.benchmark.baselines import BASELINES
+        from ddfup.metrics import describe
+        from ddfup.models import list_models
+
+        meaning = io.parse_unit(unit) if unit else None
+        setup = protocols.setup(
+            protocol,
+            disparity=meaning is not None and meaning.per_metre is None,
+            degradations=_parts(degradation),
+            factors=_factors(factor),
+            border=crop_border,
+        )
+        known = describe(setup.thresholds)
+        shown = _parts(metric) or ["rmse"]
+        for name in shown:
+            if name not in known:
+                raise ArgumentError(f"--metric must be one of {', '.join(known)}; got {name!r}")
+        pairs = run.find_pairs(dataset, first=first, last=last, limit=limit)
+        files = [] if out is None else _prepare(out, overwrite)
+        run.check(pairs, setup, unit=meaning, max_pixels=max_pixels)
+        with terminal.working("loading the models"):
+            methods, networks = run.make_methods(
+                _parts(method) or [*BASELINES, *(info.name for info in list_models())],
+                lambda name: make_upsampler(name, device, precision, tile),
+            )
+        total = len(pairs) * len(setup.degradations) * len(setup.factors) * len(methods)
+        records = []
+        with terminal.progress(total) as step:
+            for entry in run.run(
+                pairs,
+                setup,
+                methods,
+                unit=meaning,
+                invalid=io.parse_invalid(invalid),
+                max_pixels=max_pixels,
+            ):
+                records.append(entry)
+                step(len(records), f"{entry.image}: {entry.method} x{entry.factor:g}")
+        cells = results.means(records)
+        record |= results.summary(cells, setup)
+        if files:
+            details = {
+                "ddfup": ddfup.__version__,
+                "dataset": str(dataset),
+                "networks": [
+                    {"name": n.model_name, "sha256": n.weights_sha256, "device": n.device, "kernels": n.kernels}
+                    for n in networks
+                ],
+            }
+            contents = (
+                results.to_json(records, setup, details),
+                results.images_csv(records, setup),
+                results.means_csv(records, setup),
+            )
+            io.write_files(dict(zip(files, contents, strict=True)))
+        record["status"] = "ok"
+        if not as_json:
+            for number, (title, head, rows) in enumerate(
+                table for name in shown for table in results.tables(cells, setup, name)
+            ):
+                typer.echo(("\n" if number else "") + title)
+                print_table(head, rows)
+        border = f", border of {setup.border} px not counted" if setup.border else ""
+        terminal.note(f"mean over {len(pairs)} images, protocol {setup.protocol}{border}")
+        for path in files:
+            terminal.note(f"wrote {path}")
+
+
+def _parts(values: list[str] | None) -> list[str]:
+    """Take repeated options and lists with commas (a config file's) alike."""
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+
+
+def _factors(values: list[str] | None) -> list[float]:
+    factors = []
+    for part in _parts(values):
+        try:
+            factors.append(float(part.removeprefix("x")))
+        except ValueError:
+            raise ArgumentError(
+                f"--factor must be a number; got {part!r}", "example: --factor 4 --factor 7.5"
+            ) from None
+    return factors
+
+
+def _prepare(folder: Path, overwrite: bool) -> list[Path]:
+    """Make the output folder; refuse, before any work, what could not be written."""
+    from ddfup import io
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: must be a folder or become one; got {error.strerror or error}", "choose another with -o"
+        ) from error
+    files = [folder / name for name in _FILES]
+    for path in files:
+        io.check_writable(path)
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
+    return files

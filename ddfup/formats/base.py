@@ -1,0 +1,130 @@
+"""What the rows of FORMATS are made of, and the checks that all readers share."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddfup.errors import InputError
+
+DEFAULT_MAX_PIXELS = 200_000_000
+AGAIN = "save or download the file again"
+COLOUR_HINT = "pictures of depth (colour maps, viewer snapshots) hold no depth; export the raw 16-bit or float values"
+# Types as kind and size in bytes; those of a format are what it can store.
+INTEGERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"})
+NUMBERS = INTEGERS | {"f2", "f4", "f8"}
+_STDERR = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a depth file's header says.
+
+    Attributes:
+        width: Columns.
+        height: Rows.
+        dtype: Stored type, with its byte order.
+        nodata: One more value that means "no measurement" (GDAL's tag, a renderer's background), or None.
+    """
+
+    width: int
+    height: int
+    dtype: np.dtype[Any]
+    nodata: float | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of `FORMATS`.
+
+    Attributes:
+        name: Value of ``--format``.
+        suffixes: File suffixes, lower case; the first is used for outputs.
+        magics: What such a file begins with.
+        dtypes: Types that can be stored, as kind and size in bytes.
+        read_header: Reads size and type without decoding; refuses what is not depth.
+        read: Decodes to (H, W).
+        read_notes: Reads the texts beside the pixels, ours and those of others; long ones may be cut.
+        encode: (H, W) array and notes (key, text) to the bytes of a file.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    magics: tuple[bytes, ...]
+    dtypes: frozenset[str]
+    read_header: Callable[[Path], Header]
+    read: Callable[[Path], NDArray[Any]]
+    read_notes: Callable[[Path], dict[str, str]]
+    encode: Callable[[NDArray[Any], Mapping[str, str]], bytes]
+
+
+def read_start(path: Path) -> bytes:
+    """Return the first 64 bytes of a file, refusing what is no readable, non-empty file."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: must be a file; got a {'folder' if path.is_dir() else 'device or pipe'}")
+        with path.open("rb") as stream:
+            start = stream.read(64)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: must exist; there is no such file", "check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: must be readable; got {error.strerror or error}", "check the path") from error
+    except ValueError as error:
+        raise InputError(f"{str(path)!r}: must be a path; got {error}", "check the path") from error
+    if not start:
+        raise InputError(f"{path}: must not be empty; got 0 bytes", AGAIN)
+    return start
+
+
+@contextmanager
+def decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises (over 15 kinds of exception) into one InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of odd metadata; what matters is the pixels
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: must be a whole {kind} file; got {reason[:200]}", AGAIN) from error
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep a C library's own lines off stderr: what it says there it raises as well, and we say it once."""
+    with _STDERR, ExitStack() as stack:
+        with suppress(OSError):  # stderr may be closed
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, nowhere)
+            os.dup2(nowhere, 2)
+            stack.callback(os.dup2, kept, 2)
+        yield
+
+
+def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a size of nothing, or of more than ``max_pixels``."""
+    if width < 1 or height < 1:
+        raise InputError(f"{path}: must have at least one pixel; got {width}x{height}")
+    if width * height > max_pixels:
+        raise InputError(
+            f"{path}: must have at most {max_pixels} pixels; got {width}x{height} = {width * height}",
+            "if the file is right, raise --max-pixels",
+        )
+
+
+def no_notes(path: Path) -> dict[str, str]:
+    """Return nothing: the format has no room for texts."""
+    del path
+    return {}

@@ -1,0 +1,207 @@
+"""What a file holds: size, type, values and holes of a depth map, and what its numbers probably mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddfup import io
+from ddfup.errors import ArgumentError, InputError
+
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+_BINS = 16
+_COLUMNS = 80
+_LABELS = 30
+# Beyond these medians the usual unit is hard to believe: in metres, and in millimetres.
+_FAR_METRES, _FAR_MM = 200.0, 20_000.0
+_ORIENTATIONS = {
+    1: "upright",
+    2: "mirrored",
+    3: "upside down",
+    4: "upside down, mirrored",
+    5: "on its left side, mirrored",
+    6: "on its left side",
+    7: "on its right side, mirrored",
+    8: "on its right side",
+}
+
+
+def describe(
+    path: Path,
+    *,
+    unit: io.Unit | None = None,
+    invalid: tuple[float, ...] = io.DEFAULT_INVALID,
+    max_pixels: int = io.DEFAULT_MAX_PIXELS,
+) -> dict[str, Any]:
+    """Return what is known about a depth file or a picture, ready for JSON.
+
+    Args:
+        path: The file.
+        unit: Meaning of stored depth; None: guessed, and said why.
+        invalid: Stored values that mean "no measurement".
+        max_pixels: Largest number of pixels allowed.
+
+    Raises:
+        InputError: If the file is neither, or damaged.
+    """
+    try:
+        row, header, raw = io.read_stored(path, max_pixels=max_pixels)
+    except InputError as error:
+        return _picture(path, max_pixels, error)
+    valid = np.isfinite(raw)
+    for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
+        if np.isfinite(value):
+            valid &= raw != value
+    stored = raw[valid]
+    notes = io.read_notes(path)
+    guess, reason = (unit, "as given") if unit else guess_unit(stored, notes, path)
+    facts: dict[str, Any] = {
+        "file": str(path),
+        "kind": "depth",
+        "format": row.name,
+        "bytes": path.stat().st_size,
+        "width": header.width,
+        "height": header.height,
+        "dtype": str(header.dtype),
+        "unit": guess.name if guess else None,
+        "unit_reason": reason,
+    }
+    meaning = guess or io.UNITS["disparity"]
+    values = _meant(meaning, stored)
+    facts |= {
+        "values_in": meaning.label or "stored values",
+        "valid_fraction": values.size / raw.size,
+        "holes_fraction": 1 - values.size / raw.size,
+        "stored_minimum": float(stored.min()) if stored.size else None,
+        "stored_maximum": float(stored.max()) if stored.size else None,
+        "minimum": float(values.min()) if values.size else None,
+        "maximum": float(values.max()) if values.size else None,
+        "percentiles": {},
+        "histogram": {"edges": [], "counts": []},
+        "metadata": notes,
+    }
+    if values.size:
+        marks = np.percentile(values, PERCENTILES)
+        facts["percentiles"] = {str(share): float(mark) for share, mark in zip(PERCENTILES, marks, strict=True)}
+        # What lies outside goes into the outer bars: a few outliers must not press all others into one.
+        ends = (marks[0], marks[-1]) if marks[-1] > marks[0] else (values.min(), values.max())
+        counts, edges = np.histogram(np.clip(values, *ends), _BINS, ends)
+        facts["histogram"] = {"edges": edges.tolist(), "counts": counts.tolist()}
+    return facts
+
+
+def _meant(unit: io.Unit, stored: NDArray[Any]) -> NDArray[np.float64]:
+    if unit.coding and stored.dtype.str[1:] != "u2":
+        raise ArgumentError(f"unit {unit.name} is for unsigned 16-bit values; got {stored.dtype}")
+    values = unit.from_stored(stored)
+    return values[np.isfinite(values) & (values >= 0)] if unit.label else values
+
+
+def _picture(path: Path, max_pixels: int, error: InputError) -> dict[str, Any]:
+    try:
+        header = io.read_guide_header(path, max_pixels=max_pixels)
+    except InputError as other:
+        # Of the two complaints, that about what the file's name promises.
+        raise (other if io.format_of(path) is None else error) from None
+    bits = {"png": "16 bits", "tiff": "16 bits", "exr": "linear light"}.get(header.decoder, "8 bits")
+    return {
+        "file": str(path),
+        "kind": "picture",
+        "format": header.format.lower(),
+        "bytes": path.stat().st_size,
+        "width": header.width,
+        "height": header.height,
+        "values": bits,
+        "orientation": header.orientation,
+        "stored": _ORIENTATIONS[header.orientation],
+    }
+
+
+def guess_unit(stored: NDArray[Any], notes: Mapping[str, str], path: Path) -> tuple[io.Unit | None, str]:
+    """Guess what stored depth means, and say why.
+
+    Args:
+        stored: (N,) stored values of pixels with a measurement.
+        notes: Texts in the file.
+        path: The file; its name may say that it is disparity.
+
+    Returns:
+        The unit, or None where none is likely; the reason, a few words.
+    """
+    written = notes.get("ddfup:unit", "")
+    if written:
+        try:
+            return io.parse_unit(written.removesuffix("/m")), "ddfup wrote it into the file"
+        except ArgumentError:
+            return None, f"the file names an unknown unit, {written[:40]!r}"
+    if not stored.size:
+        return None, "no value to guess from"
+    middle = float(np.median(stored))
+    if "disp" in path.stem.lower():
+        return io.UNITS["disparity"], "its name says disparity"
+    if stored.dtype.kind == "f":
+        if middle > _FAR_METRES:
+            return io.UNITS["mm"], f"floats around {middle:.4g}: too far for metres"
+        return io.UNITS["m"], f"floats around {middle:.4g}"
+    if stored.dtype.itemsize == 1:
+        if int(stored.max()) <= 2 and int(stored.min()) >= 0:
+            return None, "8 bits up to 2: a confidence map"
+        return None, "8 bits: disparity, a colour map or a grey picture"
+    if stored.dtype.str[1:] == "u2":
+        turned = io.UNITS["nyu-raw"].from_stored(stored)
+        plain = stored.astype(np.uint16).byteswap()
+        if int(stored.max()) > 2047 >= int(plain.max()) and np.isfinite(turned).any():
+            return io.UNITS["nyu-raw"], "11-bit values with their bytes swapped: raw disparity of a Kinect"
+        if int(stored.max()) > 16_384 and not (stored & 7).any():
+            return io.UNITS["sunrgbd"], "all values are multiples of 8, most of them large: rotated by 3 bits"
+    if middle > _FAR_MM:
+        return io.UNITS["tum"], f"integers around {middle:.5g}: far for mm, likely at 5000 per metre"
+    return io.UNITS["mm"], f"integers around {middle:.5g}"
+
+
+def lines(facts: Mapping[str, Any], *, blocks: str = " ▏▎▍▌▋▊▉█") -> Iterator[str]:
+    """Yield what `describe` returns as lines of text, at most 80 columns but for names and metadata.
+
+    Args:
+        facts: The description.
+        blocks: Characters from empty to full that bars are drawn with.
+    """
+    size = f"{facts['width']}x{facts['height']}"
+    if facts["kind"] == "picture":
+        yield _line("picture", f"{facts['format'].upper()}, {size}, {facts['values']}, {facts['bytes']} bytes")
+        yield _line("orientation", f"EXIF {facts['orientation']}: stored {facts['stored']}")
+        return
+    yield _line("depth", f"{facts['format'].upper()}, {size}, {facts['dtype']}, {facts['bytes']} bytes")
+    yield _line("unit", f"{facts['unit'] or 'unknown'} ({facts['unit_reason']})")
+    label = "" if facts["values_in"] == "stored values" else f" {facts['values_in']}"
+    holes = round(facts["holes_fraction"] * facts["width"] * facts["height"])
+    if facts["minimum"] is not None:
+        stored = f"stored {facts['stored_minimum']:.6g} to {facts['stored_maximum']:.6g}"
+        yield _line("range", f"{facts['minimum']:.6g} to {facts['maximum']:.6g}{label} ({stored})")
+        yield _line("percentiles", "".join(f"{share + ' %':>9}" for share in facts["percentiles"]))
+        yield _line("", "".join(f"{mark:9.4g}" for mark in facts["percentiles"].values()))
+    yield _line("holes", f"{facts['holes_fraction']:.1%} ({holes} pixels)")
+    for key, text in facts["metadata"].items():
+        yield _line("metadata", f"{key}: {text}")
+    edges, counts = facts["histogram"]["edges"], facts["histogram"]["counts"]
+    if counts:
+        yield ""
+    most, total = max(counts, default=0), sum(counts)
+    room = _COLUMNS - _LABELS - 8
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        name = f"{low:.4g} to {high:.4g}{label}".rjust(_LABELS)
+        yield f"{name} {_bar(count / most * room, blocks):<{room}} {count / total:>6.1%}"
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<12} {text}"
+
+
+def _bar(length: float, blocks: str) -> str:
+    steps = len(blocks) - 1
+    whole, part = divmod(round(length * steps), steps)
+    return blocks[-1] * whole + (blocks[part] if part else "")

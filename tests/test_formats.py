@@ -1,0 +1,378 @@
+"""Formats, types and units against one another; files of other programs; confidence."""
+
+import io as stdio
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import imagecodecs
+import numpy as np
+import OpenEXR
+import pytest
+import tifffile
+from depth_files import RAMP, exr, npz, pfm, save, windows
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ddfup import io
+from ddfup.errors import ArgumentError, InputError
+
+ALL_UNITS = ["mm", "m", "disparity", "tum", "kitti", "vkitti", "sunrgbd", "nyu-raw", "123.4"]
+
+
+def decode(data: bytes, name: str, folder: Path) -> np.ndarray:
+    """Decode by code that is not the project's."""
+    if name == "exr":
+        with OpenEXR.File(str(save(folder / "oracle.exr", data)), separate_channels=True) as file:
+            return file.channels()["Z"].pixels
+    if name in ("png", "pfm"):
+        return cv2.imread(str(save(folder / f"oracle.{name}", data)), cv2.IMREAD_UNCHANGED)
+    if name == "tiff":
+        return tifffile.imread(stdio.BytesIO(data))
+    loaded = np.load(stdio.BytesIO(data))
+    return loaded["depth"] if name == "npz" else loaded
+
+
+# --- format x type x unit ---
+
+TABLE = [(name, np.dtype(code)) for name, row in io.FORMATS.items() for code in sorted(row.dtypes)]
+
+
+def units_of(dtype: np.dtype) -> list[io.Unit]:
+    units = [io.parse_unit(text) for text in ALL_UNITS]
+    return [unit for unit in units if not unit.coding or dtype == np.uint16]
+
+
+def number_of(value: int, unit: io.Unit) -> int:
+    """Undo what a unit does to the bits of 16-bit integers, in Python's own integers."""
+    if unit.name == "sunrgbd":
+        return (value >> 3) | ((value & 7) << 13)
+    return int.from_bytes(value.to_bytes(2, "little"), "big") if unit.name == "nyu-raw" else value
+
+
+def exact_number(depth: float, unit: io.Unit) -> Fraction:
+    if unit.name == "nyu-raw":
+        return Fraction(10925, 10) - Fraction(3513, 10) / Fraction(depth)
+    return Fraction(depth) * Fraction(unit.factor)
+
+
+@pytest.mark.parametrize(("name", "dtype"), TABLE, ids=str)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    shares=hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.floats(0, 1)),
+    holes=st.integers(0, 2**16 - 1),
+)
+def test_round_trip_is_within_half_a_step(tmp_path, name, dtype, shares, holes):
+    row = io.FORMATS[name]
+    invalid = (holes >> np.arange(shares.size) & 1).astype(bool).reshape(shares.shape)
+    invalid.flat[0] = False
+    for unit in units_of(dtype):
+        low, high = (float(np.clip(end, -1e5, 1e5)) for end in io.limits(dtype, unit))
+        depth = (low + shares * (high - low)).astype(np.float32)
+        # Rounding to float32 may step beyond either end.
+        depth = np.clip(
+            depth, np.nextafter(np.float32(low), np.float32(1)), np.nextafter(np.float32(high), np.float32(1))
+        )
+        depth.flat[0] = low + 0.7 * (high - low)
+        depth[invalid] = np.nan
+        data = io.encode_depth(depth, dtype=dtype, unit=unit, target=row)
+        stored = decode(data, name, tmp_path)
+        assert stored.dtype == dtype and stored.shape == depth.shape, unit
+        # Exactly what was invalid is marked, and nothing else.
+        np.testing.assert_array_equal(np.isnan(stored) if dtype.kind == "f" else stored == 0, invalid, str(unit))
+        for value, found in zip(depth[~invalid].tolist(), stored[~invalid].tolist(), strict=True):
+            wanted = exact_number(value, unit)
+            if dtype.kind == "f":
+                limit = np.finfo(dtype)
+                assert abs(found - wanted) <= max(abs(wanted) * limit.eps, limit.smallest_subnormal), unit
+            else:
+                # What would round to 0, the mark of invalid pixels, becomes 1 or -1.
+                half = Fraction(1, 2) if abs(wanted) > Fraction(1, 2) else 1
+                assert abs(number_of(found, unit) - wanted) <= half + abs(wanted) / 2**50, unit
+        again = io.read_depth(save(tmp_path / f"d{row.suffixes[0]}", data), unit=unit)
+        valid = ~invalid & (stored != 0)  # a float disparity of exactly 0 reads as invalid
+        np.testing.assert_array_equal(again.valid, valid)
+        assert again.dtype == dtype and again.unit == unit
+        for found, kept in zip(again.depth[valid].tolist(), stored[valid].tolist(), strict=True):
+            number = kept if dtype.kind == "f" else number_of(kept, unit)
+            # Depth in memory is float32.
+            size = max(1100 if unit.coding else 1, abs(number))
+            assert abs(float(exact_number(found, unit)) - number) <= 1e-6 * size, unit
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [row for row in TABLE if row[1].kind in "ui" and row[1].itemsize <= 4], ids=str
+)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(excess=st.floats(0, 1e-4) | st.floats(0, 1e4))
+def test_what_is_beyond_is_refused_or_the_nearest_end(tmp_path, name, dtype, excess):
+    for unit in units_of(dtype):
+        value = np.float32(io.limits(dtype, unit)[1] * (1 + excess))
+        depth = np.array([[0.5, value]], np.float32)
+        try:
+            data = io.encode_depth(depth, dtype=dtype, unit=unit, target=io.FORMATS[name])
+        except InputError as error:
+            assert "at most" in error.message
+            continue
+        number = number_of(int(decode(data, name, tmp_path)[0, 1]), unit)
+        if unit.name == "nyu-raw":  # 1092 means "very far": all beyond is nearest to it
+            assert number == 1092
+        else:
+            most = np.iinfo(dtype).max
+            wanted = exact_number(float(value), unit)
+            assert wanted < most + Fraction(1, 2) and abs(number - wanted) <= Fraction(1, 2) + wanted / 2**50, unit
+
+
+def test_the_nearest_of_a_kinect_is_refused():
+    depth = np.array([[0.2, 1.0]], np.float32)
+    with pytest.raises(InputError, match=r"at least 0\.3217\d* m; got 0\.2 m"):
+        io.encode_depth(depth, dtype=np.dtype(np.uint16), unit=io.UNITS["nyu-raw"], target=io.FORMATS["png"])
+
+
+@pytest.mark.parametrize("name", ["exr", "pfm"])
+@pytest.mark.parametrize(
+    ("dtype", "unit", "expected"),
+    [
+        (np.uint16, "mm", "m"),
+        (np.uint16, "sunrgbd", "m"),
+        (np.uint8, "disparity", "disparity"),
+        (np.float64, "m", "m"),
+        (np.float16, "kitti", "kitti"),
+        (np.float32, "disparity", "disparity"),
+    ],
+)
+def test_formats_of_float32_alone(name, dtype, unit, expected):
+    source = io.DepthMap(RAMP, RAMP > 0, io.UNITS[unit], np.dtype(dtype), Path("x"), io.FORMATS["npy"])
+    assert io.storage(source, io.FORMATS[name]) == (np.dtype(np.float32), io.UNITS[expected])
+
+
+# --- presets that change bits ---
+
+
+def test_sun_rgbd(tmp_path):
+    # As its toolbox writes 1.2 m and 8.191 m: the three highest bits come last.
+    raw = np.array([[1200 << 3, 8191 << 3, (0b101 << 13 | 77) << 3 & 0xFFFF | 0b101, 0]], np.uint16)
+    path = save(tmp_path / "d.npy", b"")
+    np.save(path, raw)
+    depth = io.read_depth(path, unit=io.UNITS["sunrgbd"])
+    np.testing.assert_allclose(depth.depth, [[1.2, 8.191, (0b101 << 13 | 77) / 1000, np.nan]], rtol=1e-6)
+
+
+def test_nyu_raw(tmp_path):
+    # Disparities with their two bytes swapped; 2047 and 0 are no measurement.
+    raw = np.array([[600, 1000, 1092, 1093, 2047, 0]], ">u2").view("<u2")
+    path = save(tmp_path / "d.npy", b"")
+    np.save(path, raw)
+    depth = io.read_depth(path, unit=io.UNITS["nyu-raw"])
+    np.testing.assert_allclose(depth.depth[0, :3], [351.3 / 492.5, 351.3 / 92.5, 351.3 / 0.5], rtol=1e-6)
+    np.testing.assert_array_equal(depth.valid, [[True, True, True, False, False, False]])
+
+
+@pytest.mark.parametrize("unit", ["sunrgbd", "nyu-raw"])
+def test_presets_of_bits_need_16_bits(tmp_path, unit):
+    path = save(tmp_path / "d.npz", npz(depth=RAMP))
+    with pytest.raises(InputError, match=f"unit {unit} is for unsigned 16-bit values; got float32"):
+        io.read_depth(path, unit=io.UNITS[unit])
+
+
+# --- files of other programs ---
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Z"],
+        ["R", "Z"],
+        ["depth.Z", "colour.R"],
+        ["View Layer.Depth.Z", "View Layer.Combined.R", "View Layer.Combined.G"],
+        ["Y"],
+        ["R"],
+        ["A", "R"],
+        ["distance"],
+    ],
+)
+def test_exr_channels(tmp_path, names):
+    depth = next(name for name in ["Z", "depth.Z", "View Layer.Depth.Z", "Y", "R", "distance"] if name in names)
+    channels = {name: RAMP if name == depth else np.full_like(RAMP, 77) for name in names}
+    path = save(tmp_path / "d.exr", exr(channels))
+    np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
+
+
+def test_exr_of_three_equal_channels(tmp_path):
+    path = save(tmp_path / "d.exr", exr({"RGB": np.stack([RAMP] * 3, -1)}))
+    np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
+
+
+@pytest.mark.parametrize("compression", ["NO", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24"])
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_exr_flavours(tmp_path, compression, tiled, dtype):
+    values = np.round(np.linspace(1, 5, 600).reshape(20, 30) * 64) / 64
+    path = save(tmp_path / "d.exr", exr({"Z": values.astype(dtype)}, compression=compression, tiled=tiled))
+    depth = io.read_depth(path)
+    assert depth.dtype == dtype and depth.unit.name == "m"
+    # PXR24 keeps 24 bits of a float, the others all.
+    np.testing.assert_allclose(depth.depth, values.astype(np.float32), rtol=1e-5)
+
+
+def test_exr_background_is_invalid(tmp_path):
+    values = RAMP.copy()
+    values[0, :4] = [np.inf, 1e10, 0, np.nan]
+    path = save(tmp_path / "d.exr", exr({"Z": values}))
+    np.testing.assert_array_equal(io.read_depth(path).valid, [[False] * 4, [True] * 4, [True] * 4])
+
+
+@pytest.mark.parametrize("compression", ["NO"])
+def test_exr_windows(tmp_path, compression):
+    whole = exr({"Z": RAMP}, compression=compression)
+    # A border around what was rendered.
+    depth = io.read_depth(save(tmp_path / "small.exr", windows(whole, shown=(-1, -2, 4, 3))))
+    expected = np.full((6, 6), np.nan, np.float32)
+    expected[2:5, 1:5] = RAMP
+    np.testing.assert_array_equal(depth.depth, expected)
+    # More was rendered than is shown.
+    depth = io.read_depth(save(tmp_path / "large.exr", windows(whole, shown=(1, 1, 2, 2))))
+    np.testing.assert_array_equal(depth.depth, RAMP[1:3, 1:3])
+    # Nothing that is shown was rendered.
+    with pytest.raises(InputError, match="has no valid pixel"):
+        io.read_depth(save(tmp_path / "none.exr", windows(whole, shown=(50, 0, 53, 2))))
+
+
+@pytest.mark.parametrize("scale", [-1, 1, -0.0025, 3.5])
+def test_pfm_orders(tmp_path, scale):
+    path = save(tmp_path / "d.pfm", pfm(RAMP, scale=scale))
+    depth = io.read_depth(path)
+    np.testing.assert_array_equal(depth.depth, RAMP)
+    assert depth.dtype == np.dtype("<f4" if scale < 0 else ">f4")
+
+
+def test_pfm_of_opencv(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "d.pfm"), RAMP)
+    np.testing.assert_array_equal(io.read_depth(tmp_path / "d.pfm").depth, RAMP)
+
+
+def test_pfm_pixels_that_look_like_blanks(tmp_path):
+    values = np.frombuffer(b"\n\r \t" * 6, "<f4").reshape(2, 3)
+    np.testing.assert_array_equal(io.read_stored(save(tmp_path / "d.pfm", pfm(values)))[2], values)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"depth": RAMP, "conf": np.ones((5, 5))},
+        {"anything": RAMP},
+        {"depth": np.asfortranarray(RAMP)},
+        {"depth": RAMP.astype(">f8")},
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_npz_keys_and_orders(tmp_path, arrays, compressed):
+    path = save(tmp_path / "d.npz", npz(compressed=compressed, **arrays))
+    np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
+
+
+@pytest.mark.parametrize("name", ["png", "tiff", "exr", "npz"])
+def test_notes_come_back(tmp_path, name):
+    dtype = np.dtype(np.uint16 if name == "png" else np.float32)
+    notes = {"model": "bäse", "weights_sha256": "ab12"}
+    data = io.encode_depth(RAMP, dtype=dtype, unit=io.UNITS["mm"], target=io.FORMATS[name], notes=notes)
+    found = io.read_notes(save(tmp_path / f"d{io.FORMATS[name].suffixes[0]}", data))
+    expected = {"unit": "mm", "model": "bäse", "weights_sha256": "ab12", "units_per_metre": "1000"}
+    assert {key.removeprefix("ddfup:"): text for key, text in found.items() if key.startswith("ddfup:")} == expected
+
+
+def test_exr_notes_are_in_the_header(tmp_path):
+    data = io.encode_depth(
+        RAMP, dtype=np.dtype(np.float32), unit=io.UNITS["m"], target=io.FORMATS["exr"], notes={"model": "m"}
+    )
+    with OpenEXR.File(str(save(tmp_path / "d.exr", data))) as file:
+        header = dict(file.header())
+    assert header["ddfup:unit"] == "m" and header["ddfup:model"] == "m"
+
+
+@pytest.mark.parametrize("name", io.FORMATS)
+def test_the_same_depth_gives_the_same_bytes(name):
+    dtype = np.dtype(np.uint16 if name == "png" else np.float32)
+    first, second = (
+        io.encode_depth(RAMP, dtype=dtype, unit=io.UNITS["mm"], target=io.FORMATS[name], notes={"model": "m"})
+        for _ in range(2)
+    )
+    assert first == second
+
+
+# --- confidence ---
+
+
+def test_confidence(tmp_path):
+    depth = save(tmp_path / "d.npz", npz(depth=RAMP))
+    marks = np.array([[0, 1, 2, 2]] * 3, np.uint8)
+    path = tmp_path / "c.png"
+    assert cv2.imwrite(str(path), marks)
+    for least, expected in ((0, marks >= 0), (1, marks >= 1), (2, marks >= 2)):
+        found = io.read_depth(depth, confidence=path, min_confidence=least)
+        np.testing.assert_array_equal(found.valid, expected)
+        np.testing.assert_array_equal(found.depth[expected], RAMP[expected])
+    np.testing.assert_array_equal(io.read_depth(depth, confidence=path).valid, marks >= 1)
+    assert cv2.imwrite(str(path), marks * 0)
+    with pytest.raises(InputError, match=r"no valid pixel.*or confidence below 1"):
+        io.read_depth(depth, confidence=path)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((4, 4), np.uint8), "must have the size of its depth = 4x3; got 4x4"),
+        (np.full((3, 4), 255, np.uint8), "confidence must be 0, 1 or 2; got 255 to 255"),
+        (np.full((3, 4), -1, np.int8), "confidence must be 0, 1 or 2; got -1 to -1"),
+        (np.ones((3, 4), np.float32), "confidence must be integers 0, 1 and 2; got float32"),
+    ],
+)
+def test_bad_confidence(tmp_path, array, message):
+    depth = save(tmp_path / "d.npz", npz(depth=RAMP))
+    path = save(tmp_path / "c.npz", npz(depth=array))
+    with pytest.raises(InputError) as caught:
+        io.read_depth(depth, confidence=path)
+    assert message in caught.value.message and str(path) in caught.value.message
+
+
+# --- files without a header ---
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2"])
+def test_raw_depth_and_confidence(tmp_path, packed, dtype):
+    pack = imagecodecs.lzfse_encode if packed else bytes
+    values = np.round(RAMP * 64) / 64
+    depth = save(tmp_path / "0.depth", pack(values.astype(dtype).tobytes()))
+    confidence = save(tmp_path / "0.conf", pack(bytes([0, 1, 2, 2] * 3)))
+    found = io.read_depth(depth, raw=(4, 3), confidence=confidence, min_confidence=2)
+    assert found.dtype == np.dtype(dtype) and found.unit.name == "m"
+    np.testing.assert_array_equal(found.valid, [[False, False, True, True]] * 3)
+    np.testing.assert_array_equal(found.depth[found.valid], values[found.valid])
+    # Files that have a header are read by it.
+    np.testing.assert_array_equal(io.read_depth(save(tmp_path / "d.pfm", pfm(RAMP)), raw=(9, 9)).depth, RAMP)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (bytes(47), "raw 4x3 must have 1, 2 or 4 bytes per pixel; got 47 bytes = 3.91667"),
+        (bytes(500), "raw 4x3 must have 1, 2 or 4 bytes per pixel; got 500 bytes"),
+        (imagecodecs.lzfse_encode(bytes(range(60))), "raw 4x3 must have 1, 2 or 4 bytes per pixel; got 49 bytes"),
+        (imagecodecs.lzfse_encode(RAMP.tobytes())[:20], "0.depth: "),
+        (bytes(48), "has no valid pixel"),
+        (bytes(12), "8-bit depth has no usual unit"),
+    ],
+)
+def test_bad_raw_depth(tmp_path, data, message):
+    with pytest.raises(InputError) as caught:
+        io.read_depth(save(tmp_path / "0.depth", data), raw=(4, 3))
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["256", "256x", "0x4", "-1x4", "256x192x3", "1e3x4", "9999999x1"])
+def test_wrong_raw_sizes(text):
+    with pytest.raises(ArgumentError, match="must be WIDTHxHEIGHT"):
+        io.parse_size(text)
+    assert io.parse_size("256X192") == (256, 192)

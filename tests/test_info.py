@@ -1,0 +1,186 @@
+"""`ddfup info`: figures against plain numpy, guesses, text and JSON."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from depth_files import RAMP, exr, npy, npz, pfm, save
+from PIL import Image
+
+import ddfup
+from ddfup import cli, info, io
+from ddfup.errors import InputError
+
+
+@pytest.fixture
+def run(capfd):
+    def call(*arguments):
+        code = cli.main(["info", *map(str, arguments)])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def depth_map() -> np.ndarray:
+    values = np.random.default_rng(0).integers(600, 4000, (30, 40)).astype(np.uint16)
+    values[:3] = 0
+    return values
+
+
+def test_figures(tmp_path):
+    values = depth_map()
+    Image.fromarray(values).save(tmp_path / "d.png")
+    facts = info.describe(tmp_path / "d.png")
+    metres = values[values > 0] / 1000
+    assert {key: facts[key] for key in ("kind", "format", "width", "height", "dtype", "unit")} == {
+        "kind": "depth",
+        "format": "png",
+        "width": 40,
+        "height": 30,
+        "dtype": "uint16",
+        "unit": "mm",
+    }
+    assert facts["bytes"] == (tmp_path / "d.png").stat().st_size
+    assert facts["holes_fraction"] == pytest.approx(0.1) and facts["valid_fraction"] == pytest.approx(0.9)
+    assert (facts["minimum"], facts["maximum"]) == pytest.approx((metres.min(), metres.max()))
+    assert (facts["stored_minimum"], facts["stored_maximum"]) == (values[values > 0].min(), values.max())
+    for share, mark in facts["percentiles"].items():
+        assert (metres <= mark + 1e-9).mean() * 100 == pytest.approx(float(share), abs=0.2)
+    edges, counts = facts["histogram"]["edges"], facts["histogram"]["counts"]
+    assert sum(counts) == metres.size and len(edges) == len(counts) + 1 == 17
+    for low, high, count in list(zip(edges, edges[1:], counts, strict=False))[1:-1]:
+        assert count == ((metres >= low) & (metres < high)).sum()
+    assert counts[0] == (metres < edges[1]).sum()
+
+
+def test_lines_fit_a_terminal(tmp_path):
+    path = save(tmp_path / "d.exr", exr({"Z": np.linspace(1e-3, 123456, 600, dtype=np.float32).reshape(20, 30)}))
+    facts = info.describe(path)
+    lines = list(info.lines(facts))
+    assert max(map(len, lines)) <= 80 and sum("█" in line for line in lines) == 16
+    assert any(line.startswith("holes        0.0% (0 pixels)") for line in lines)
+    plain = list(info.lines(facts, blocks=" #"))
+    assert "".join(plain).isascii() and sum("#" in line for line in plain) == 16
+
+
+def test_bars_are_as_long_as_their_counts():
+    facts = info.describe(Path(ddfup.__file__).parent / "demo" / "depth.png")
+    bars = [line for line in info.lines(facts) if "█" in line or line.endswith("%")]
+    longest = max(line.count("█") for line in bars)
+    counts = facts["histogram"]["counts"]
+    for line, count in zip(bars[-16:], counts, strict=True):
+        assert abs(line.count("█") - count / max(counts) * longest) <= 1
+
+
+GUESSES = [
+    (np.full((2, 2), 1500, np.uint16), "d", "mm"),
+    (np.full((2, 2), 1.5, np.float32), "d", "m"),
+    (np.full((2, 2), 1500.5, np.float32), "d", "mm"),
+    (np.full((2, 2), 25000, np.uint16) + np.arange(2, dtype=np.uint16), "d", "tum"),
+    (np.array([[2400, 5000]], np.uint16) << 3, "d", "sunrgbd"),
+    (np.array([[600, 700, 2047]], ">u2").view("<u2"), "d", "nyu-raw"),
+    (np.full((2, 2), 30.5, np.float32), "left_disp", "disparity"),
+    (np.full((2, 2), 200, np.uint8), "d", None),
+]
+
+
+@pytest.mark.parametrize(("array", "name", "unit"), GUESSES)
+def test_guesses(tmp_path, array, name, unit):
+    facts = info.describe(save(tmp_path / f"{name}.npy", npy(array)))
+    assert facts["unit"] == unit and facts["unit_reason"]
+
+
+def test_what_ddfup_wrote_is_known(tmp_path):
+    for text in ("kitti", "4000"):
+        unit = io.parse_unit(text)
+        data = io.encode_depth(RAMP, dtype=np.dtype(np.uint16), unit=unit, target=io.FORMATS["png"])
+        facts = info.describe(save(tmp_path / "d.png", data))
+        assert facts["unit"] == unit.name and facts["unit_reason"] == "ddfup wrote it into the file"
+        assert facts["maximum"] == pytest.approx(5.0, abs=0.01) and facts["metadata"]["ddfup:unit"] == unit.name
+
+
+def test_a_given_unit_wins(tmp_path):
+    path = save(tmp_path / "d.npz", npz(depth=np.full((2, 2), 5000, np.uint16)))
+    facts = info.describe(path, unit=io.UNITS["tum"])
+    assert (facts["unit"], facts["unit_reason"], facts["maximum"]) == ("tum", "as given", 1.0)
+
+
+def test_confidence_and_emptiness_are_said(tmp_path):
+    facts = info.describe(save(tmp_path / "c.npy", npy(np.array([[0, 1, 2]], np.uint8))))
+    assert facts["unit"] is None and "confidence" in facts["unit_reason"]
+    facts = info.describe(save(tmp_path / "e.pfm", pfm(np.full((3, 4), np.nan))))
+    assert facts["holes_fraction"] == 1 and facts["minimum"] is None and facts["histogram"]["counts"] == []
+    assert any("100.0% (12 pixels)" in line for line in info.lines(facts))
+    json.loads(json.dumps(facts, allow_nan=False))
+
+
+def test_constant_depth_has_a_histogram(tmp_path):
+    facts = info.describe(save(tmp_path / "d.npy", npy(np.full((4, 5), 2.0))))
+    assert sum(facts["histogram"]["counts"]) == 20
+
+
+def test_pictures(tmp_path, run):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (30, 40)).save(tmp_path / "g.jpg", exif=exif)
+    facts = info.describe(tmp_path / "g.jpg")
+    assert {key: facts[key] for key in ("kind", "format", "width", "height", "orientation")} == {
+        "kind": "picture",
+        "format": "jpeg",
+        "width": 40,
+        "height": 30,
+        "orientation": 6,
+    }
+    Image.new("RGB", (30, 40)).save(tmp_path / "g.png")
+    assert info.describe(tmp_path / "g.png")["kind"] == "picture"
+    code, out, err = run(tmp_path / "g.jpg")
+    assert (code, err) == (0, "") and "40x30" in out and "EXIF 6" in out
+
+
+def test_text_and_json(tmp_path, run):
+    Image.fromarray(depth_map()).save(tmp_path / "d.png")
+    code, out, err = run(tmp_path / "d.png")
+    assert (code, err) == (0, "") and out.startswith("depth        PNG, 40x30, uint16, ")
+    code, out, err = run(tmp_path / "d.png", "--json")
+    record = json.loads(out)
+    assert (code, err) == (0, "") and record["status"] == "ok" and record["unit"] == "mm"
+    code, out, _ = run(tmp_path / "d.png", "--json", "--unit", "tum", "--invalid", "0,600")
+    assert json.loads(out)["maximum"] == pytest.approx(record["stored_maximum"] / 5000)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected", "message"),
+    [
+        ("d.npz", b"PK\3\4", 4, "must be a whole NPZ file"),
+        ("d.txt", b"hello", 4, "its content is none of them"),
+        ("none.png", None, 4, "must exist; there is no such file"),
+        ("d.npz", npz(a=RAMP, b=RAMP), 4, "got 'a', 'b'"),
+    ],
+)
+def test_refusals(tmp_path, run, name, data, expected, message):
+    if data is not None:
+        save(tmp_path / name, data)
+    code, out, err = run(tmp_path / name, "--json")
+    record = json.loads(out)
+    assert code == expected and record["status"] == "failed" and message in record["error"] and message in err
+    with pytest.raises(InputError):
+        info.describe(tmp_path / name)
+
+
+def test_a_unit_of_bits_needs_16_bits(tmp_path, run):
+    code, _, err = run(save(tmp_path / "d.npz", npz(depth=RAMP)), "--unit", "sunrgbd")
+    assert code == 2 and "unit sunrgbd is for unsigned 16-bit values; got float32" in err
+
+
+def test_a_terminal_without_unicode(tmp_path):
+    path = save(tmp_path / "d.npy", npy(np.linspace(1, 2, 50).reshape(5, 10)))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(ddfup.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "ddfup", "info", path], capture_output=True, env=environment, timeout=60
+    )
+    assert done.returncode == 0 and b"####" in done.stdout and done.stdout.isascii(), done.stderr
