@@ -17,6 +17,7 @@ import typer
 
 from ddfup import __version__
 from ddfup.commands.batch import batch
+from ddfup.commands.bench import bench
 from ddfup.commands.benchmark import benchmark
 from ddfup.commands.demo import demo
 from ddfup.commands.doctor import doctor
@@ -55,7 +56,7 @@ def _root(
     """Guided depth upsampling: low-resolution depth + photo -> sharp high-resolution depth."""
 
 
-for _command in (upsample, batch, info, demo, models, doctor, train, benchmark, report):
+for _command in (upsample, batch, info, demo, models, doctor, train, benchmark, bench, report):
     app.command()(_command)
 
 

@@ -114,13 +114,42 @@ def sensor(depth: Array, size: tuple[int, int], rng: np.random.Generator) -> Arr
         hole |= (jump > 0.1) & (rng.uniform(size=low.shape) < rng.uniform(0.2, 1))
     for _ in range(int(rng.integers(0, 4))):
         # Dark or shining patches.
-        centre = rng.uniform(0, 1, 2) * low.shape
-        radius = rng.uniform(0.02, 0.15) * max(low.shape)
-        y, x = np.ogrid[: low.shape[0], : low.shape[1]]
-        hole |= (y - centre[0]) ** 2 + ((x - centre[1]) * rng.uniform(0.5, 2)) ** 2 < radius**2
+        hole |= _patch(low.shape, rng)
     remaining = valid & ~hole
     keep = remaining if remaining.any() else valid
     return np.where(keep, np.maximum(low, 1e-3 * scale), 0).astype(np.float32)
+
+
+def _patch(size: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A random ellipse."""
+    centre = rng.uniform(0, 1, 2) * size
+    radius = rng.uniform(0.02, 0.15) * max(size)
+    y, x = np.ogrid[: size[0], : size[1]]
+    inside: NDArray[np.bool_] = (y - centre[0]) ** 2 + ((x - centre[1]) * rng.uniform(0.5, 2)) ** 2 < radius**2
+    return inside
+
+
+def holes(depth: Array, size: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Area means, of which patches over a fifth of the map, at most a third, are missing: filling alone is tested.
+
+    Args:
+        depth: (H, W), 0 = no measurement.
+        size: (h, w) of the result.
+        rng: Source of all randomness.
+
+    Returns:
+        (h, w), 0 = no measurement.
+    """
+    low = resize(depth, size, "area")
+    hole = np.zeros(size, np.bool_)
+    # Few tries would do; where a map has but a few pixels, every patch may be too much.
+    for _ in range(100):
+        larger = hole | _patch(size, rng)
+        if larger.mean() <= 1 / 3 and ((low > 0) & ~larger).any():
+            hole = larger
+        if hole.mean() >= 1 / 5:
+            break
+    return np.where(hole, np.float32(0), low)
 
 
 def _resizer(kind: str) -> Callable[[Array, tuple[int, int], np.random.Generator], Array]:
@@ -133,6 +162,7 @@ DEGRADATIONS: dict[str, Callable[[Array, tuple[int, int], np.random.Generator], 
     "bicubic": _resizer("bicubic"),
     "area": _resizer("area"),
     "sensor": sensor,
+    "holes": holes,
 }
 
 
@@ -149,8 +179,8 @@ def degrade(
         depth: (H, W), any unit; 0, negative or non-finite = no measurement.
         factor: High-resolution over low-resolution length, at least 1, whole or not.
         kind: One of ``DEGRADATIONS``: "nearest" (one pixel per cell), "bilinear", "bicubic", "area"
-            (antialiased), "sensor".
-        rng: Randomness of "sensor"; None: a generator seeded with 0.
+            (antialiased), "sensor", "holes".
+        rng: Randomness of the last two; None: a generator seeded with 0.
 
     Returns:
         (round(H / factor), round(W / factor)) float32, 0 = no measurement.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ from ddfup.devices import find_device
 from ddfup.errors import ArgumentError, DeviceError, InputError
 from ddfup.ops import native
 from ddfup.sizes import check_sizes
-from ddfup.tiling import tiles
+from ddfup.tiling import Tile, tiles
 
 # Side of a tile: large enough that the halo costs little, small enough for some hundreds of megabytes.
 _TILE = {"cpu": 1536, "cuda": 2048}
@@ -33,9 +33,16 @@ class Tileable(Protocol):
     """A network that can be run part by part: what depends on the whole image is computed first, and once."""
 
     def prepare(
-        self, depth: Tensor, valid: Tensor, *, size: tuple[int, int], guide_mean: Tensor, guide_std: Tensor
+        self,
+        depth: Tensor,
+        valid: Tensor,
+        *,
+        size: tuple[int, int],
+        guide_mean: Tensor,
+        guide_std: Tensor,
+        parts: Iterable[tuple[Tile, Tensor]],
     ) -> Any:
-        """Compute what depends on the whole image."""
+        """Compute what depends on the whole image, looking at its parts in turn if need be."""
 
     def region(self, prepared: Any, guide: Tensor, top: int = 0, left: int = 0) -> Tensor:
         """Upsample the part of the image that ``guide`` covers."""
@@ -121,7 +128,7 @@ class Upsampler:
         check_sizes((low.shape[1], low.shape[0]), (image.shape[1], image.shape[0]))
         result = self._run(low, mask, image)
         if not fill and not mask.all():
-            result[~_nearest(mask, image.shape[:2])] = np.nan
+            result[_nearest(~mask, image.shape[:2])] = np.nan
         return result
 
     def _run(
@@ -167,7 +174,6 @@ class Upsampler:
             network = self._network
             assert isinstance(network, Tileable)
             mean, std = (torch.full((1, 1, 1, 1), value, device=self._device) for value in _statistics(image))
-            prepared = network.prepare(depth, valid, size=(height, width), guide_mean=mean, guide_std=std)
             ratio = math.sqrt(height / low.shape[0] * width / low.shape[1])
             multiple, halo = network.tile_grid(ratio)
             result = np.empty((height, width), np.float32)
@@ -175,9 +181,18 @@ class Upsampler:
             # its size.
             if side != self._tile:
                 side = max(side, 4 * halo)
-            for tile in tiles(height, width, size=side, halo=halo, multiple=multiple):
-                top, bottom, left, right = tile.read
-                part = self._to_tensor(image[top:bottom, left:right])
+            grid = tiles(height, width, size=side, halo=halo, multiple=multiple)
+
+            def parts() -> Iterator[tuple[Tile, Tensor]]:
+                for tile in grid:
+                    top, bottom, left, right = tile.read
+                    yield tile, self._to_tensor(image[top:bottom, left:right])
+
+            prepared = network.prepare(
+                depth, valid, size=(height, width), guide_mean=mean, guide_std=std, parts=parts()
+            )
+            for tile, part in parts():
+                top, left = tile.read[0], tile.read[2]
                 output = self._to_numpy(network.region(prepared, part, top, left))
                 t, b, lf, r = tile.own
                 result[t:b, lf:r] = output[t - top : b - top, lf - left : r - left]

@@ -192,7 +192,7 @@ def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> R
     source, guide, dtype, unit = inputs.depth, inputs.guide, inputs.dtype, inputs.unit
     depth = upsampler(source.depth, guide, valid=source.valid, fill=options.fill)
     low, high = io.limits(dtype, unit)
-    beyond = int(np.count_nonzero((depth < low) | (depth > high)))
+    beyond = int(np.count_nonzero(depth < low)) + int(np.count_nonzero(depth > high))
     if beyond:
         # The input fits, so this is the network's overshoot at the very end of the type's range.
         depth = np.clip(depth, low, high)

@@ -6,6 +6,7 @@ Not for use from outside: `ddfup.io` is the door.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from ddfup.errors import ArgumentError, InputError
 
 # Depth of the first Kinect from its raw disparity d, as fitted by the authors of NYU Depth: a / (b - d) metres.
 _NYU_A, _NYU_B = 351.3, 1092.5
+# Depth is stored this many pixels at a time, or a row.
+_STRIP_PIXELS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,13 @@ def check_range(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Un
         InputError: If a value is beyond what the type holds; nothing is ever wrapped.
     """
     low, high = limits(dtype, unit)
-    valid = depth[np.isfinite(depth)]
-    if valid.size == 0:
+    least, most = np.inf, -np.inf
+    for part in _parts(depth):
+        valid = part[np.isfinite(part)]
+        if valid.size:
+            least, most = min(least, float(valid.min())), max(most, float(valid.max()))
+    if least > most:
         return
-    least, most = float(valid.min()), float(valid.max())
     label = f" {unit.label}".rstrip()
     rule = ""
     # Half a step less than 1 still rounds to it. In plain units all from 0 up is small, not wrong.
@@ -192,6 +198,13 @@ def quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit)
         InputError: If a value is beyond what ``dtype`` holds; nothing is ever wrapped.
     """
     check_range(depth, dtype, unit)
+    stored = np.empty(depth.shape, dtype)
+    for part, target in zip(_parts(depth), _parts(stored), strict=True):
+        target[...] = _quantise(part, dtype, unit)
+    return stored
+
+
+def _quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit) -> NDArray[Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         number = unit.to_number(depth.astype(np.float64))
     if dtype.kind in "ui":
@@ -201,3 +214,10 @@ def quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit)
     np.clip(number, *stored_limits(dtype, unit), out=number)
     number[~np.isfinite(depth)] = 0.0 if dtype.kind in "ui" else np.nan
     return unit.pack(number.astype(dtype))
+
+
+def _parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut an array into strips: float64 copies of all of a large depth map would be most of the memory in use."""
+    rows = max(1, _STRIP_PIXELS * len(array) // max(1, array.size))
+    for top in range(0, len(array), rows):
+        yield array[top : top + rows]

@@ -481,7 +481,9 @@ def test_full_stdout(folder, fake):
 def test_signals_leave_nothing(folder, number, expected):
     # The child stops in the middle of writing, when the temporary file is there.
     code = f"""{DRIVER}
-import os, time
+import os, signal, time
+# Background jobs are born deaf to ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def wait(descriptor):
     print("writing", len([n for n in os.listdir() if n.endswith(".tmp")]), file=sys.stderr, flush=True)
     time.sleep(60)

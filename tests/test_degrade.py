@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ddfup.degrade import DEGRADATIONS, degrade, low_resolution_size, resize, sample, sensor
+from ddfup.degrade import DEGRADATIONS, degrade, holes, low_resolution_size, resize, sample, sensor
 from ddfup.errors import ArgumentError
 
 
@@ -131,6 +131,21 @@ def test_sensor_never_loses_the_last_pixel(size):
 
 def test_sensor_of_nothing_is_nothing():
     assert not degrade(np.zeros((8, 8)), 2, "sensor").any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (12, 16), (60, 80)])
+def test_holes_are_the_only_change(size):
+    depth = ramp(60, 80)
+    area = resize(depth, size, "area")
+    shares = []
+    for seed in range(20):
+        low = holes(depth, size, np.random.default_rng(seed))
+        assert (low > 0).any() and np.isin(low, [*area.ravel(), 0]).all()
+        np.testing.assert_array_equal(low[low > 0], area[low > 0])
+        shares.append((low == 0).mean())
+    assert max(shares) <= 1 / 3
+    if size == (60, 80):
+        assert min(shares) >= 1 / 5
 
 
 def test_sample_and_resize_enlarge_too():

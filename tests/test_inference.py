@@ -133,14 +133,14 @@ def test_tiles_change_nothing(weights, monkeypatch, low, high):
     depth, guide = arrays(low, high)
     depth[3, 4] = 0
     expected = Upsampler(weights, device="cpu", tile="none")(depth, guide, fill=True)
-    for tile, whole in ((320, 1), ("auto", 1), ("auto", 3 << 20)):
+    for tile, whole in ((400, 1), ("auto", 1), ("auto", 3 << 20)):
         monkeypatch.setattr(inference, "_WHOLE_PIXELS", {"cpu": whole})
-        monkeypatch.setattr(inference, "_TILE", {"cpu": 320})
+        monkeypatch.setattr(inference, "_TILE", {"cpu": 400})
         upsampler = Upsampler(weights, device="cpu", tile=tile)
         memory = Memory(upsampler, high[0] * high[1], RuntimeError("never"))
         result = upsampler(depth, guide, fill=True)
         np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(depth[depth > 0]))
-        assert (len(memory.asked) > 1) == (tile == 320 and high[1] > 320)
+        assert (len(memory.asked) > 1) == (tile == 400 and high[1] > 400)
 
 
 def test_a_tile_without_room_for_its_halo_is_refused(weights):

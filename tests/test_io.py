@@ -2,6 +2,7 @@ import io as stdio
 import math
 import os
 import struct
+import tracemalloc
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from ddfup import io
+from ddfup import io, units
 from ddfup.errors import ArgumentError, InputError, OutputError
 
 MM, M, DISPARITY = io.UNITS["mm"], io.UNITS["m"], io.UNITS["disparity"]
@@ -602,3 +603,22 @@ def test_pictures(tmp_path):
         assert isinstance(image, Image.Image) and image.format == "JPEG"
     with pytest.raises(ArgumentError, match=r"\.png or \.jpg; got 'a\.gif'"):
         io.encode_image(Path("a.gif"), picture)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 700_001), (2100, 1000), (1_200_000, 1)], ids=str)
+def test_large_depth_is_stored_without_large_copies(shape):
+    depth = np.random.default_rng(0).uniform(0.5, 60, shape).astype(np.float32)
+    depth[::7, ::5] = np.nan
+    expected = np.where(np.isnan(depth), 0, np.rint(1000 * depth.astype(np.float64))).astype(np.uint16)
+    tracemalloc.start()
+    try:
+        stored = units.quantise(depth, np.dtype(np.uint16), io.UNITS["mm"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(stored, expected)
+    # What is worked on at a time: three arrays of float64 and masks.
+    assert peak < stored.nbytes + 40 * min(depth.size, 1 << 20) + 100_000
+    depth[-1, -1] = 66
+    with pytest.raises(InputError, match=r"at most 65\.535 m; got 66 m"):
+        units.quantise(depth, np.dtype(np.uint16), io.UNITS["mm"])

@@ -66,6 +66,14 @@ PROTOCOLS: dict[str, Protocol] = {
             6,
             0,
         ),
+        Protocol(
+            "holes",
+            "Area means with a fifth to a third missing: how holes are filled; counted as in bicubic.",
+            ("holes",),
+            (4.0, 8.0, 16.0),
+            6,
+            0,
+        ),
         Protocol("custom", "As the options say; all pixels count.", ("bicubic",), (4.0, 8.0, 16.0), 0, 0),
     )
 }

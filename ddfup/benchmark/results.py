@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ddfup.benchmark.measures import describe_measures
 from ddfup.benchmark.protocols import PROTOCOLS, Setup
 from ddfup.benchmark.run import Record
-from ddfup.metrics import Metric, describe, mean_figures
+from ddfup.metrics import Metric, mean_figures
 
 _WIDTH = 80
 # What a spreadsheet would take for a formula at the beginning of a cell.
@@ -65,7 +66,7 @@ def tables(cells: Sequence[Mean], setup: Setup, metric: str) -> list[tuple[str, 
         setup: What was measured.
         metric: Name of a measure.
     """
-    meaning = describe(setup.thresholds)[metric]
+    meaning = describe_measures(setup.thresholds)[metric]
     unit = unit_of(meaning, setup)
     values = {(cell.degradation, cell.factor, cell.method): cell.figures[metric] for cell in cells}
     names = list(dict.fromkeys(cell.method for cell in cells))
@@ -96,6 +97,65 @@ def _format(value: float, metric: Metric) -> str:
     if metric.unit == "share":
         return f"{100 * value:.2f}"
     return f"{value:.4f}" if metric.unit == "number" else f"{value:.2f}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a page's table.
+
+    Attributes:
+        text: As people read it.
+        share: Of the largest number of the measure at this factor, 0 to 1: the length of its bar.
+        best: Whether no method does better.
+    """
+
+    text: str
+    share: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """One measure under one degradation.
+
+    Attributes:
+        metric: Name of the measure.
+        meaning: What it measures.
+        unit: May be empty.
+        degradation: How the low resolution was made.
+        columns: Factors, as people read them.
+        rows: Method and its entries.
+    """
+
+    metric: str
+    meaning: Metric
+    unit: str
+    degradation: str
+    columns: list[str]
+    rows: list[tuple[str, list[Entry]]]
+
+
+def page_tables(cells: Sequence[Mean], setup: Setup) -> list[Table]:
+    """Lay out all measures for a page, those left out that no method has a number for."""
+    values = {(cell.degradation, cell.factor, cell.method): cell.figures for cell in cells}
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    found = []
+    for metric, meaning in describe_measures(setup.thresholds).items():
+        for degradation in dict.fromkeys(cell.degradation for cell in cells):
+            rows: dict[str, list[Entry]] = {method: [] for method in methods}
+            for factor in setup.factors:
+                column = {method: values[degradation, factor, method][metric] for method in methods}
+                finite = [value for value in column.values() if math.isfinite(value)]
+                best = (min if meaning.better == "lower" else max)(finite, default=math.nan)
+                longest = max((abs(value) for value in finite), default=0) or 1
+                for method, value in column.items():
+                    share = abs(value) / longest if math.isfinite(value) else 0.0
+                    rows[method].append(Entry(_format(value, meaning), share, value == best))
+            if any(entry.share for entries in rows.values() for entry in entries):
+                columns = [f"x{factor:g}" for factor in setup.factors]
+                unit = unit_of(meaning, setup)
+                found.append(Table(metric, meaning, unit, degradation, columns, list(rows.items())))
+    return found
 
 
 def summary(cells: Sequence[Mean], setup: Setup) -> dict[str, Any]:
@@ -137,7 +197,7 @@ def to_json(records: Sequence[Record], setup: Setup, details: dict[str, Any]) ->
                 "better": metric.better,
                 "description": metric.description,
             }
-            for name, metric in describe(setup.thresholds).items()
+            for name, metric in describe_measures(setup.thresholds).items()
         },
         "images": [
             {
@@ -156,7 +216,7 @@ def to_json(records: Sequence[Record], setup: Setup, details: dict[str, Any]) ->
 def images_csv(records: Sequence[Record], setup: Setup) -> bytes:
     """Encode one line per image, degradation, factor and method."""
     return _csv(
-        ["image", "degradation", "factor", "method", *describe(setup.thresholds)],
+        ["image", "degradation", "factor", "method", *describe_measures(setup.thresholds)],
         ([r.image, r.degradation, f"{r.factor:g}", r.method, *_finite(r.figures).values()] for r in records),
     )
 
@@ -164,7 +224,7 @@ def images_csv(records: Sequence[Record], setup: Setup) -> bytes:
 def means_csv(records: Sequence[Record], setup: Setup) -> bytes:
     """Encode one line per degradation, factor and method: means over images."""
     return _csv(
-        ["degradation", "factor", "method", "images", *describe(setup.thresholds)],
+        ["degradation", "factor", "method", "images", *describe_measures(setup.thresholds)],
         ([c.degradation, f"{c.factor:g}", c.method, c.images, *_finite(c.figures).values()] for c in means(records)),
     )
 

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ddfup import io
 from ddfup.benchmark.baselines import BASELINES
 from ddfup.benchmark.low_resolution import LowResolution, cut_to, make
+from ddfup.benchmark.measures import describe_measures, hole_figures
 from ddfup.benchmark.protocols import Setup
 from ddfup.errors import ArgumentError, InputError, PairingError
-from ddfup.metrics import describe, evaluate
+from ddfup.metrics import evaluate
 
 if TYPE_CHECKING:
     from ddfup.inference import Upsampler
@@ -191,7 +192,7 @@ def run(
         DeviceError: If a network's device cannot do it.
     """
     lift = 1.0 if setup.unit == "levels" and 0.0 not in invalid else 0.0
-    units = {name: metric.unit for name, metric in describe(setup.thresholds).items()}
+    units = {name: metric.unit for name, metric in describe_measures(setup.thresholds).items()}
     for pair in pairs:
         truth = io.read_depth(pair.depth, unit=unit, invalid=invalid, max_pixels=max_pixels).depth
         guide = io.read_guide(pair.guide, max_pixels=max_pixels)
@@ -209,6 +210,7 @@ def run(
                     seconds = time.perf_counter() - start
                     with _naming(pair.depth):
                         figures = evaluate(result[counted] + lift, true[counted] + lift, thresholds=setup.thresholds)
+                        figures |= hole_figures(result + lift, true + lift, low, counted)
                     scaled = {
                         metric: value * (setup.scale if units[metric] == "depth" else 1)
                         for metric, value in figures.items()

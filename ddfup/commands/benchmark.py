@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +26,12 @@ from ddfup.options import (
 )
 from ddfup.terminal import Terminal, print_table, reported
 
-_FILES = ("benchmark.json", "images.csv", "means.csv")
+if TYPE_CHECKING:
+    from ddfup.benchmark.protocols import Setup
+    from ddfup.benchmark.results import Mean
+    from ddfup.inference import Upsampler
+
+_FILES = ("benchmark.html", "benchmark.json", "images.csv", "means.csv")
 
 
 def benchmark(
@@ -40,7 +46,7 @@ def benchmark(
             "-o",
             "--out",
             metavar="DIR",
-            help="Folder for benchmark.json, images.csv and means.csv. Default: no files.",
+            help="Folder for benchmark.html, benchmark.json, images.csv and means.csv. Default: no files.",
             show_default=False,
         ),
     ] = None,
@@ -48,7 +54,7 @@ def benchmark(
         str | None,
         typer.Option(
             "--protocol",
-            metavar="point|bicubic|robust|custom",
+            metavar="point|bicubic|robust|holes|custom",
             help="What is degraded how and which pixels count. Default: bicubic; custom with --degradation or "
             "--crop-border.",
             show_default=False,
@@ -68,7 +74,7 @@ def benchmark(
         typer.Option(
             "--degradation",
             metavar="NAME",
-            help="How depth is made low: nearest, bilinear, bicubic, area, sensor; repeatable.",
+            help="How depth is made low: nearest, bilinear, bicubic, area, sensor, holes; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -77,8 +83,8 @@ def benchmark(
         typer.Option(
             "--method",
             metavar="NAME|PATH",
-            help="Model, weight file, nearest, bilinear, bicubic, guided-filter, joint-bilateral or "
-            "fast-global-smoother; repeatable. Default: all.",
+            help="Model, weight file, nearest, bilinear, bicubic, inpainting, guided-filter, "
+            "joint-bilateral or fast-global-smoother; repeatable. Default: all.",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +93,8 @@ def benchmark(
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="Measure to show: rmse, mae, delta1, edge_rmse ...; repeatable. Default: rmse; files hold all.",
+            help="Measure to show: rmse, mae, delta1, edge_rmse, hole_rmse ...; repeatable. Default: rmse; "
+            "files hold all.",
             show_default=False,
         ),
     ] = None,
@@ -131,7 +138,7 @@ def benchmark(
         from ddfup import io
         from ddfup.benchmark import protocols, results, run
         from ddfup.benchmark.baselines import BASELINES
-        from ddfup.metrics import describe
+        from ddfup.benchmark.measures import describe_measures
         from ddfup.models import list_models
 
         meaning = io.parse_unit(unit) if unit else None
@@ -142,7 +149,7 @@ def benchmark(
             factors=_factors(factor),
             border=crop_border,
         )
-        known = describe(setup.thresholds)
+        known = describe_measures(setup.thresholds)
         shown = _parts(metric) or ["rmse"]
         for name in shown:
             if name not in known:
@@ -180,6 +187,7 @@ def benchmark(
                 ],
             }
             contents = (
+                _page(dataset, setup, cells, networks, len(pairs)),
                 results.to_json(records, setup, details),
                 results.images_csv(records, setup),
                 results.means_csv(records, setup),
@@ -196,6 +204,30 @@ def benchmark(
         terminal.note(f"mean over {len(pairs)} images, protocol {setup.protocol}{border}")
         for path in files:
             terminal.note(f"wrote {path}")
+
+
+def _page(dataset: Path, setup: Setup, cells: Sequence[Mean], networks: Sequence[Upsampler], images: int) -> bytes:
+    import ddfup
+    from ddfup.benchmark import results
+    from ddfup.benchmark.protocols import PROTOCOLS
+    from ddfup.report.page import render_benchmark
+
+    border = f"{setup.border} pixels along each side" if setup.border else "none"
+    facts = [
+        ("Protocol", f"{setup.protocol}: {PROTOCOLS[setup.protocol].description}"),
+        ("Images", str(images)),
+        ("Unit of depth errors", {"levels": "levels of the stored disparity"}.get(setup.unit, setup.unit)),
+        ("Border that does not count", border),
+        *((f"Network {n.model_name}", f"weights {n.weights_sha256[:16]}, on {n.device}") for n in networks),
+        ("ddfup", ddfup.__version__),
+    ]
+    degradations = ", ".join(setup.degradations)
+    return render_benchmark(
+        dataset=dataset.resolve().name,
+        lead=f"{images} image{'' if images == 1 else 's'}, low resolution made by: {degradations}",
+        tables=results.page_tables(cells, setup),
+        facts=facts,
+    )
 
 
 def _parts(values: list[str] | None) -> list[str]:

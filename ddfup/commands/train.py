@@ -52,6 +52,15 @@ def train(
         ),
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out exactly.")] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="NAME|PATH",
+            help="Start from a trained model of the same sizes.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     max_minutes: Annotated[
         float | None,
@@ -80,7 +89,7 @@ def train(
         with terminal.working("loading the training data"):
             from ddfup.training.trainer import Trainer
 
-            trainer = Trainer(settings, data, out, device=device, resume=resume, workers=workers)
+            trainer = Trainer(settings, data, out, device=device, resume=resume, workers=workers, init=init)
         steps = settings.optimization.steps
         terminal.note(
             f"training {settings.model.name} on {trainer.device}: step {trainer.step} of {steps}"

@@ -203,7 +203,7 @@ def find_model(name_or_path: str | Path) -> ModelInfo:
     path = Path(name_or_path)
     if path.suffix != ".safetensors" and not path.exists():
         raise WeightsError(
-            f"--model: no model named {str(name_or_path)!r}",
+            f"no model named {str(name_or_path)!r}",
             f"known models: {', '.join(known)}; or give a .safetensors file",
         )
     return read_info(path)

@@ -9,14 +9,15 @@ picture and in a part of a large one, on a far wall and on a near cup.
 
 Level l is the grid of H / 2^l. The ratio chooses the level where the trunk runs; every level keeps its weights
 whatever the ratio, so one set serves all of them. What depends on the whole image (normalisation, channel
-filters) is computed once in
-:meth:`GuidedPyramid.prepare`; the rest is local, so that tiles give the same result as the whole.
+filters), and the coarse levels, whose few pixels see far, are computed once, in :meth:`GuidedPyramid.prepare`; the
+rest is local, so that tiles give the same result as the whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,16 @@ from ddfup.models.context import ContextEncoder
 from ddfup.models.layers import SpatialFilterBranch
 from ddfup.models.sampling import fill_holes, normalize_depth, normalize_locally, positions, sample_rows_columns
 from ddfup.ops import ddf_up
+from ddfup.tiling import Tile
 
-# Unit of the residual in deviations of the depth: about the error that is left. In units of one deviation, a
+# Unit of the corrections in deviations of the depth: about the error that is left. In units of one deviation, a
 # single step of the optimiser throws the output further than it is off, and the head learns only to keep silent.
 _RESIDUAL_UNIT = 0.05
+# The level from which on the whole trunk runs; every finer one has four times the pixels and half of the blocks.
+_FULL_TRUNK_LEVEL = 3
+# Levels from this one on are computed for the whole image at once, never in tiles: they hold a 64th of the pixels and
+# less, and would need halos of hundreds of pixels.
+_WHOLE_LEVEL = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,10 @@ class PyramidConfig:
         guide_channels: Width of the guide features at levels 1, 2, ...; the last serves all coarser levels, and
             must equal the one before.
         trunk_channels: Width of the trunk.
-        trunk_blocks: Residual blocks of the trunk; at level 1, where pixels are many, the first half of them.
+        trunk_blocks: Residual blocks of the trunk at levels 3, 4, ...; at level 2 the first half of them runs, at
+            level 1, where pixels are many, the first quarter.
+        stage_blocks: Residual blocks of the stages that end at levels 0, 1, ...; the last serves all coarser ones.
+        guide_blocks: Residual blocks of the guide's encoder at levels 1, 2, ...; the last serves all coarser ones.
         context_channels: Width of the vector that describes the whole depth map.
         kernel_size: K of every DDF-Up.
     """
@@ -52,7 +62,9 @@ class PyramidConfig:
     feature_channels: tuple[int, ...] = (16, 24, 48, 64, 64)
     guide_channels: tuple[int, ...] = (24, 32, 48, 48)
     trunk_channels: int = 64
-    trunk_blocks: int = 4
+    trunk_blocks: int = 8
+    stage_blocks: tuple[int, ...] = (1, 1, 2, 2)
+    guide_blocks: tuple[int, ...] = (1, 1, 2, 2)
     context_channels: int = 16
     kernel_size: int = 3
 
@@ -71,6 +83,16 @@ def _bilinear_logits(kernel_size: int) -> Tensor:
     return weights.log().flatten()
 
 
+def _pad(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of (N, C, H, W) until the sides are multiples."""
+    return F.pad(image, (0, -image.shape[-1] % multiple, 0, -image.shape[-2] % multiple), mode="replicate")
+
+
+def _residual_blocks(channels: int, counts: tuple[int, ...], index: int) -> nn.Sequential:
+    """As many residual blocks as a table says, whose last entry serves all further indices."""
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(counts[min(index, len(counts) - 1)])))
+
+
 class UpStage(nn.Module):
     """From one level to the next finer: join with the finer guide, predict filters, DDF-Up by 2.
 
@@ -80,16 +102,22 @@ class UpStage(nn.Module):
         guide_channels: Width of the finer guide.
         context_channels: Width of the context vector.
         kernel_size: K.
+        refine: What refines the joined features before the filters.
     """
 
-    def __init__(self, cin: int, cout: int, guide_channels: int, context_channels: int, kernel_size: int) -> None:
+    def __init__(
+        self, cin: int, cout: int, guide_channels: int, context_channels: int, kernel_size: int, refine: nn.Module
+    ) -> None:
         super().__init__()
         self.cout, self.kernel_size = cout, kernel_size
         self.norm = ChannelNorm(cin)
         # The finer guide packed 2 x 2 and both joined by a 1 x 1 convolution, without the copies of doing so.
         self.join_features = conv(cin, cin, 1, gain=0.7)
         self.join_guide = conv(guide_channels, cin, 2, stride=2, padding=0, gain=0.7)
-        self.refine = ResidualBlock(cin)
+        self.refine = refine
+        # What is wrong at this scale is corrected at this scale: from the finest grid alone, a whole coarse pixel is
+        # out of reach.
+        self.correct = conv(cin, 1, 1, gain=0)
         self.spatial = SpatialFilterBranch(cin, kernel_size, filters=4, normalization="softmax")
         with torch.no_grad():
             self.spatial.project.weight.mul_(0.1)
@@ -119,8 +147,41 @@ class UpStage(nn.Module):
         up = ddf_up(self.reduce(x), channel_filter, spatial, scale=2, kernel_size=k, padding="replicate")
         with torch.autocast(depth.device.type, enabled=False):
             ones = depth.new_ones(depth.shape[0], 4, 1, k, k)
+            depth = depth + _RESIDUAL_UNIT * self.correct(x.to(depth.dtype))
             depth = ddf_up(depth, ones, spatial.to(depth.dtype), scale=2, kernel_size=k, padding="replicate")
         return activation(up + self.guide(guide)), depth
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A part of the image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Coarse:
+    """The depth of an image, or of a part of it, upsampled to level 3 or to the trunk's own where that is finer.
+
+    Attributes:
+        features: (N, C, H', W').
+        depth: (N, 1, H', W') filtered on the way, locally normalised.
+        base: (N, 1, h', w') the same at the trunk's level, before any filter.
+        origin: Pixel where ``base`` begins, top and left.
+    """
+
+    features: Tensor
+    depth: Tensor
+    base: Tensor
+    origin: tuple[int, int]
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Coarse:
+        """Cut features and depth, in their own pixels."""
+        part = (..., slice(top, top + height), slice(left, left + width))
+        return dataclasses.replace(self, features=self.features[part], depth=self.depth[part])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +198,9 @@ class Prepared:
         guide_mean: (N, 1, 1, 1).
         guide_std: (N, 1, 1, 1).
         context: (N, channels).
-        size: H, W of the guide.
+        ratio: High-resolution over low-resolution length, vertical and horizontal.
+        level: Of the trunk.
+        coarse: Of the whole image; None where it is left to the parts, and while it is not yet known.
     """
 
     depth: Tensor
@@ -149,7 +212,31 @@ class Prepared:
     guide_mean: Tensor
     guide_std: Tensor
     context: Tensor
-    size: tuple[int, int]
+    ratio: tuple[float, float]
+    level: int
+    coarse: Coarse | None = None
+
+    def sample(self, image: Tensor, window: Window, step: float, mode: str = "cubic") -> Tensor:
+        """Interpolate a low-resolution image in the middle of every cell of ``step`` pixels of a window."""
+        y = positions(window.top, round(window.height / step), step, self.ratio[0], image.device)
+        x = positions(window.left, round(window.width / step), step, self.ratio[1], image.device)
+        return sample_rows_columns(image, y, x, mode=mode)
+
+    def phase(self, window: Window, step: float) -> Tensor:
+        """Say where the middles of the cells of ``step`` pixels lie between low-resolution pixels.
+
+        At ratios of 2, 4, 8 ... it is the same everywhere, at others not, and what interpolation has lost, and with it
+        the filter that brings it back, depends on it.
+
+        Returns:
+            (N, 4, H', W') cosine and sine, vertical and horizontal; 1 and 0 in the middle of a low-resolution pixel.
+        """
+        y = positions(window.top, round(window.height / step), step, self.ratio[0], self.local.device)
+        x = positions(window.left, round(window.width / step), step, self.ratio[1], self.local.device)
+        turns = [2 * math.pi * (place - place.round()).to(self.local.dtype) for place in (y, x)]
+        maps = [part[:, None].expand(-1, len(x)) for part in (turns[0].cos(), turns[0].sin())]
+        maps += [part.expand(len(y), -1) for part in (turns[1].cos(), turns[1].sin())]
+        return torch.stack(maps).expand(len(self.local), -1, -1, -1)
 
 
 class GuidedPyramid(nn.Module):
@@ -177,17 +264,24 @@ class GuidedPyramid(nn.Module):
             conv(widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(len(guides))
         )
         # Coarser levels than the table has reuse the last step, which must keep its width.
-        self.guide_refine = nn.ModuleList(ResidualBlock(c) for c in guides)
+        self.guide_refine = nn.ModuleList(_residual_blocks(c, config.guide_blocks, i) for i, c in enumerate(guides))
         self.guide_norm = nn.ModuleList(ChannelNorm(c) for c in guides)
         self.context = ContextEncoder(config.context_channels)
-        self.stem = conv(8, config.trunk_channels)
+        self.stem = conv(8 + 4, config.trunk_channels)
         self.trunk_context = nn.Linear(config.context_channels, config.trunk_channels)
         self.trunk_guide = nn.ModuleList(conv(c, config.trunk_channels, 1) for c in guides)
         self.trunk = nn.ModuleList(ResidualBlock(config.trunk_channels) for _ in range(config.trunk_blocks))
         self.trunk_norm = ChannelNorm(config.trunk_channels)
         self.trunk_out = nn.ModuleList(conv(config.trunk_channels, c, 1) for c in features[1:])
         self.stages = nn.ModuleList(
-            UpStage(features[i + 1], features[i], (3, *guides)[i], config.context_channels, config.kernel_size)
+            UpStage(
+                features[i + 1],
+                features[i],
+                (3, *guides)[i],
+                config.context_channels,
+                config.kernel_size,
+                _residual_blocks(features[i + 1], config.stage_blocks, i),
+            )
             for i in range(len(features) - 1)
         )
         self.head_norm = ChannelNorm(features[0])
@@ -204,18 +298,22 @@ class GuidedPyramid(nn.Module):
     def tile_grid(self, ratio: float) -> tuple[int, int]:
         """Multiple that tile offsets keep, and the halo after which a tile equals the whole; both in pixels."""
         level = self.level(ratio)
-        cell = 2**level
-        blocks = self._trunk_depth(level)
-        # Stem, trunk (two convolutions each) and the interpolation beside it; at every level at most a strided
-        # step and two refining convolutions of the guide, two of the stage and the window of DDF-Up; the finest
-        # level adds the head's two.
-        cells_at_trunk = 1 + 2 * blocks + 1
-        per_level = 3 + 2 + self.config.kernel_size // 2
-        halo = cells_at_trunk * cell + sum(per_level * 2**i for i in range(1, level + 1)) + 4
+        top = min(level, _WHOLE_LEVEL)
+        cell = 2**top
+        # The head's two convolutions; at every level a strided step of the guide, its blocks, the stage's and the
+        # window of DDF-Up.
+        halo = 4
+        for i in range(1, top + 1):
+            guide, stage = (b[min(i, len(b)) - 1] for b in (self.config.guide_blocks, self.config.stage_blocks))
+            halo += (1 + 2 * guide + 2 * stage + self.config.kernel_size // 2) * 2**i
+        if level < _WHOLE_LEVEL:
+            # Stem, trunk (two convolutions a block) and the interpolation beside it.
+            halo += (1 + 2 * self._trunk_depth(level) + 1) * cell
         return cell, -(-halo // cell) * cell
 
     def _trunk_depth(self, level: int) -> int:
-        return len(self.trunk) if level > 1 else (len(self.trunk) + 1) // 2
+        halvings = max(0, _FULL_TRUNK_LEVEL - level)
+        return math.ceil(len(self.trunk) / (1 << halvings))
 
     def prepare(
         self,
@@ -225,6 +323,7 @@ class GuidedPyramid(nn.Module):
         size: tuple[int, int],
         guide_mean: Tensor,
         guide_std: Tensor,
+        parts: Iterable[tuple[Tile, Tensor]],
     ) -> Prepared:
         """Compute what depends on the whole image.
 
@@ -234,13 +333,27 @@ class GuidedPyramid(nn.Module):
             size: (H, W) of the guide, at least (h, w).
             guide_mean: (N, 1, 1, 1) mean of the guide over pixels and colours, in [0, 1].
             guide_std: (N, 1, 1, 1) deviation of the guide.
+            parts: Tiles of :meth:`tile_grid` that cover the guide, each with what it reads, (N, 3, H', W'). Gone
+                through once, and only where the ratio is so large that there are levels to compute beforehand.
+
+        Raises:
+            ArgumentError: If there are no parts.
         """
-        normalized, mean, std = normalize_depth(depth, valid)
-        filled = fill_holes(normalized, valid)
-        local, deviation = normalize_locally(filled)
-        ratio = math.sqrt(size[0] / depth.shape[-2] * size[1] / depth.shape[-1])
-        context = self.context(local, valid, ratio)
-        return Prepared(filled, local, deviation, valid, mean, std, guide_mean, guide_std, context, size)
+        prepared = self._describe(depth, valid, size, guide_mean, guide_std)
+        if prepared.level < _WHOLE_LEVEL:
+            return prepared
+        cell = 2**_WHOLE_LEVEL
+        features: Tensor | None = None
+        for tile, part in parts:
+            encoded = self._encode(prepared, part)[-1]
+            if features is None:
+                features = encoded.new_empty(*encoded.shape[:2], -(-size[0] // cell), -(-size[1] // cell))
+            top, left = tile.read[0] // cell, tile.read[2] // cell
+            t, b, lf, r = (-(-edge // cell) for edge in tile.own)
+            features[..., t:b, lf:r] = encoded[..., t - top : b - top, lf - left : r - left]
+        if features is None:
+            raise ArgumentError("parts must cover the guide; got none")
+        return dataclasses.replace(prepared, coarse=self._coarse(prepared, features, 0, 0))
 
     def region(self, prepared: Prepared, guide: Tensor, top: int = 0, left: int = 0) -> Tensor:
         """Upsample the part of the image that ``guide`` covers.
@@ -254,63 +367,103 @@ class GuidedPyramid(nn.Module):
         Returns:
             (N, 1, H', W') in the unit of the depth.
         """
-        height, width = guide.shape[-2:]
-        h, w = prepared.depth.shape[-2:]
-        ratio_y, ratio_x = prepared.size[0] / h, prepared.size[1] / w
-        level = self.level(math.sqrt(ratio_y * ratio_x))
-        cell = 2**level
+        pyramid = self._encode(prepared, guide)
+        if prepared.coarse is None:
+            coarse = self._coarse(prepared, pyramid[-1], top, left)
+        else:
+            cell = 2**_WHOLE_LEVEL
+            height, width = pyramid[-1].shape[-2:]
+            coarse = prepared.coarse.crop(top // cell, left // cell, height, width)
+        result = self._upsample(prepared, coarse, pyramid[:-1], top, left)
+        return result[..., : guide.shape[-2], : guide.shape[-1]]
+
+    def _describe(
+        self, depth: Tensor, valid: Tensor, size: tuple[int, int], guide_mean: Tensor, guide_std: Tensor
+    ) -> Prepared:
+        """What is known without the guide's pixels; arguments as of :meth:`prepare`."""
+        normalized, mean, std = normalize_depth(depth, valid)
+        filled = fill_holes(normalized, valid)
+        local, deviation = normalize_locally(filled)
+        ratio = size[0] / depth.shape[-2], size[1] / depth.shape[-1]
+        middle = math.sqrt(ratio[0] * ratio[1])
+        context = self.context(local, valid, middle)
+        level = self.level(middle)
+        return Prepared(filled, local, deviation, valid, mean, std, guide_mean, guide_std, context, ratio, level)
+
+    def _encode(self, prepared: Prepared, guide: Tensor) -> list[Tensor]:
+        """The normalised guide, padded to whole cells, and its features at levels 1, 2, ..., as far as tiles go."""
+        top = min(prepared.level, _WHOLE_LEVEL)
         guide = (guide - prepared.guide_mean) / (prepared.guide_std + 0.05)
-        guide = F.pad(guide, (0, -width % cell, 0, -height % cell), mode="replicate")
+        guide = _pad(guide, 2**top)
+        return [guide, *self._deepen(F.pixel_unshuffle(guide, 2), 0, top)]
 
-        device = guide.device
-
-        def sampled(image: Tensor, step: float, mode: str = "cubic") -> Tensor:
-            y = positions(top, round(guide.shape[-2] / step), step, ratio_y, device)
-            x = positions(left, round(guide.shape[-1] / step), step, ratio_x, device)
-            return sample_rows_columns(image, y, x, mode=mode)
-
-        holes = 1 - sampled(prepared.valid.to(guide.dtype), cell / 2, "linear")
-        fine = torch.cat((sampled(prepared.local, cell / 2), holes), dim=1)
-        change = self._decode(
-            self.stem(F.pixel_unshuffle(fine, 2)), sampled(prepared.local, cell), guide, prepared.context, level
-        )
-        result = sampled(prepared.depth, 1) + sampled(prepared.deviation, 1, "linear") * change
-        return result[..., :height, :width] * prepared.std + prepared.mean
-
-    def _decode(self, features: Tensor, depth: Tensor, guide: Tensor, context: Tensor, level: int) -> Tensor:
-        """From the stem's features and the depth at the trunk's level to the correction of the interpolated depth.
-
-        Args:
-            features: (N, trunk_channels, H / 2^level, W / 2^level).
-            depth: (N, 1, H / 2^level, W / 2^level), locally normalised.
-            guide: (N, 3, H, W) normalised.
-            context: (N, context_channels).
-            level: Of the trunk.
-
-        Returns:
-            (N, 1, H, W) in local deviations.
-        """
-        pyramid = [guide]
-        x = F.pixel_unshuffle(guide, 2)
-        for i in range(level):
+    def _deepen(self, x: Tensor, first: int, last: int) -> list[Tensor]:
+        """From the guide at level ``first`` (0: packed 2 x 2) to its features at the next levels up to ``last``."""
+        features = []
+        for i in range(first, last):
             j = min(i, len(self.guide_down) - 1)
             x = self.guide_norm[j](self.guide_refine[j](activation(self.guide_down[j](x))))
-            pyramid.append(x)
-        deepest = min(level, len(self.trunk_guide)) - 1
-        x = activation(
-            features + self.trunk_guide[deepest](pyramid[level]) + self.trunk_context(context)[:, :, None, None]
-        )
+            features.append(x)
+        return features
+
+    def _coarse(self, prepared: Prepared, guide: Tensor, top: int, left: int) -> Coarse:
+        """Run the trunk, and the stages that no tile computes.
+
+        Args:
+            prepared: Of the image.
+            guide: (N, C, H', W') the last of what :meth:`_encode` gives for the part of the image that begins at
+                (top, left) pixels.
+            top: Offset in pixels.
+            left: Likewise.
+        """
+        level, bottom = prepared.level, min(prepared.level, _WHOLE_LEVEL)
+        cell = 2**level
+        pyramid = [_pad(guide, 2 ** (level - bottom))]
+        pyramid += self._deepen(pyramid[0], bottom, level)
+        window = Window(top, left, pyramid[-1].shape[-2] * cell, pyramid[-1].shape[-1] * cell)
+        holes = 1 - prepared.sample(prepared.valid.to(prepared.local.dtype), window, cell / 2, "linear")
+        fine = torch.cat((prepared.sample(prepared.local, window, cell / 2), holes), dim=1)
+        base = depth = prepared.sample(prepared.local, window, cell)
+
+        x = self.stem(torch.cat((F.pixel_unshuffle(fine, 2), prepared.phase(window, cell)), dim=1))
+        x = x + self.trunk_guide[min(level, len(self.trunk_guide)) - 1](pyramid[-1])
+        x = activation(x + self.trunk_context(prepared.context)[:, :, None, None])
         for block in self.trunk[: self._trunk_depth(level)]:
             x = block(x)
         x = activation(self.trunk_out[min(level, len(self.trunk_out)) - 1](self.trunk_norm(x)))
-        smooth = F.interpolate(depth, scale_factor=2**level, mode="bilinear", align_corners=False)
-        for i in range(level - 1, -1, -1):
-            x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i], context)
-        sharpened = depth - smooth
+        for i in range(level - 1, bottom - 1, -1):
+            x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i - bottom], prepared.context)
+        height, width = guide.shape[-2:]
+        return Coarse(x, depth, base, (top, left)).crop(0, 0, height, width)
+
+    def _upsample(self, prepared: Prepared, coarse: Coarse, pyramid: list[Tensor], top: int, left: int) -> Tensor:
+        """Run the stages of the fine levels and the head.
+
+        Args:
+            prepared: Of the image.
+            coarse: Of the part of it that begins at (top, left) pixels.
+            pyramid: Of that part, what :meth:`_encode` gives for the levels finer than that of ``coarse``.
+            top: Offset in pixels.
+            left: Likewise.
+
+        Returns:
+            (N, 1, H', W') in the unit of the depth.
+        """
+        x, depth = coarse.features, coarse.depth
+        for i in range(len(pyramid) - 1, -1, -1):
+            x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i], prepared.context)
+        guide = pyramid[0]
+        window = Window(top, left, guide.shape[-2], guide.shape[-1])
+        cell = 2**prepared.level
+        y = positions(top - coarse.origin[0], window.height, 1, cell, guide.device)
+        z = positions(left - coarse.origin[1], window.width, 1, cell, guide.device)
+        sharpened = depth - sample_rows_columns(coarse.base, y, z, mode="linear")
         x = activation(self.head_features(self.head_norm(x)) + self.head_inputs(torch.cat((guide, sharpened), dim=1)))
         residual, gate = self.result(x).to(depth.dtype).chunk(2, dim=1)
-        result: Tensor = (2 + gate).sigmoid() * sharpened + _RESIDUAL_UNIT * residual
-        return result
+        change = (2 + gate).sigmoid() * sharpened + _RESIDUAL_UNIT * residual
+        deviation = prepared.sample(prepared.deviation, window, 1, "linear")
+        result: Tensor = prepared.sample(prepared.depth, window, 1) + deviation * change
+        return result * prepared.std + prepared.mean
 
     def forward(self, depth: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
         """Upsample a whole image.
@@ -327,5 +480,7 @@ class GuidedPyramid(nn.Module):
             valid = depth.isfinite()
         guide_std, guide_mean = torch.std_mean(guide, dim=(1, 2, 3), keepdim=True, correction=0)
         size = (guide.shape[-2], guide.shape[-1])
-        prepared = self.prepare(depth, valid, size=size, guide_mean=guide_mean, guide_std=guide_std)
-        return self.region(prepared, guide)
+        prepared = self._describe(depth, valid, size, guide_mean, guide_std)
+        pyramid = self._encode(prepared, guide)
+        coarse = self._coarse(prepared, pyramid[-1], 0, 0)
+        return self._upsample(prepared, coarse, pyramid[:-1], 0, 0)[..., : size[0], : size[1]]

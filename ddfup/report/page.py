@@ -161,6 +161,20 @@ def render_comparison(comparison: Comparison) -> bytes:
     return _render("compare.html", comparison=comparison, written=written, plots=plots, images=images, first=first)
 
 
+def render_benchmark(*, dataset: str, lead: str, tables: Sequence[Any], facts: Sequence[tuple[str, str]]) -> bytes:
+    """Make the page of a benchmark.
+
+    Args:
+        dataset: Its name.
+        lead: One sentence on what was done.
+        tables: Of ``ddfup.benchmark.results.page_tables``.
+        facts: Label and value of what else is to be known.
+    """
+    names = list(dict.fromkeys(table.metric for table in tables))
+    groups = [[table for table in tables if table.metric == name] for name in names]
+    return _render("benchmark.html", dataset=dataset, lead=lead, groups=groups, facts=facts)
+
+
 def _worst_first(report: Report) -> list[str]:
     """Return the names of the images that have figures, the largest RMSE first."""
     return [row.name for row in sorted(report.good, key=lambda row: -row.figures.get("rmse", 0.0))]

@@ -56,7 +56,7 @@ class DataSection:
         train: Sets to learn from.
         tune: Sets whose error is watched.
         tune_frames: How many frames of ``tune`` are measured, spread evenly.
-        degradations: Share of every kind of low resolution.
+        degradations: Share of every kind of low resolution; at ratios below 1.5 it is always "sensor".
         ratios: Share of every ratio; "any" draws log-uniformly from 1 to 32.
         pixels: High-resolution pixels per step; the number of crops follows.
         crops: Side of the crops per ratio, in pixels: the entry of the next ratio not below.

@@ -27,6 +27,8 @@ from ddfup.training.config import DataSection, DataSet
 
 # Crops drawn in search of one that is mostly measured, before the data are called unfit.
 _TRIES = 1000
+# Below this ratio only a sensor's noise and holes leave anything to learn.
+_TRIVIAL_RATIO = 1.5
 # Side of the cells in which :func:`detail_of` measures, and what is added so that no crop is impossible.
 _DETAIL_CELL = 8
 _DETAIL_FLOOR = 0.01
@@ -240,7 +242,7 @@ class StepBatches(Dataset[Batch]):
         measured = reference[reference > 0]
         std = max(float(measured.std()), 1e-3 * float(measured.mean()))
 
-        kind = _draw(self.section.degradations, rng)
+        kind = "sensor" if crop < _TRIVIAL_RATIO * low else _draw(self.section.degradations, rng)
         lr = DEGRADATIONS[kind](depth, (low, low), rng)
         if not (lr > 0).any():
             lr = DEGRADATIONS["area"](depth, (low, low), rng)

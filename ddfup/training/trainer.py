@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from ddfup import models
 from ddfup.degrade import degrade
 from ddfup.devices import find_device
-from ddfup.errors import InputError, OutputError
+from ddfup.errors import ArgumentError, InputError, OutputError, WeightsError
 from ddfup.metrics import rmse
 from ddfup.training.config import OptimizationSection, TrainingConfig
 from ddfup.training.data import Batch, Frame, StepBatches, load_frames, tuning_pairs
@@ -140,11 +140,13 @@ class Trainer:
             LOCAL_RANK.
         resume: Continue from ``out/checkpoint.pt``; without it an existing checkpoint is refused.
         workers: Loader processes.
+        init: Name or weight file of the model whose weights a new run starts from; None: random ones.
 
     Raises:
         InputError: If data are missing, or ``out`` holds a run already, or none that can be resumed.
         OutputError: If ``out`` cannot be a folder.
         DeviceError: If the device is absent.
+        WeightsError: If ``init`` cannot be read or has other sizes than the configuration.
     """
 
     def __init__(
@@ -156,6 +158,7 @@ class Trainer:
         device: str = "cpu",
         resume: bool = False,
         workers: int = 1,
+        init: str | None = None,
     ) -> None:
         self.config, self.out, self.workers = config, out, workers
         self.checkpoint = out / "checkpoint.pt"
@@ -166,6 +169,8 @@ class Trainer:
                 f"{self.checkpoint}: a run is here already",
                 "continue it with --resume, or choose another --out",
             )
+        if resume and init is not None:
+            raise ArgumentError(f"init must be left out of a resumed run, which has weights already; got {init!r}")
         if resume and not self.checkpoint.exists():
             raise InputError(f"{self.checkpoint}: no checkpoint to resume from", "leave --resume out to start a run")
         self.device = find_device(device)
@@ -189,6 +194,8 @@ class Trainer:
         torch.manual_seed(optimization.seed)
         memory_format = torch.channels_last
         network = models.build(config.model.architecture, config.model.config)
+        if init is not None:
+            _start_from(init, network, config)
         self.network = network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.averaged = models.build(config.model.architecture, config.model.config)
         self.averaged = self.averaged.to(self.device, memory_format=memory_format).requires_grad_(False)  # type: ignore[call-overload]
@@ -385,6 +392,23 @@ class Trainer:
                 f"{self.checkpoint}: cannot be resumed: {first}",
                 "the file is damaged, or belongs to another configuration",
             ) from error
+
+
+def _start_from(name_or_path: str, network: nn.Module, config: TrainingConfig) -> None:
+    """Give a new network the weights of a trained one of the same architecture and sizes."""
+    info = models.find_model(name_or_path)
+    if info.architecture != config.model.architecture:
+        raise WeightsError(
+            f"{info.path}: architecture must be {config.model.architecture!r}; got {info.architecture!r}",
+            "choose other initial weights, or another configuration",
+        )
+    trained = models.load_model(info.path)
+    if trained.config != network.config:
+        raise WeightsError(
+            f"{info.path}: sizes must be {network.config}; got {trained.config}",
+            "give the configuration's [model.config] the sizes of the weights",
+        )
+    network.load_state_dict(trained.state_dict())
 
 
 def _leave_signals_to_parent(worker: int) -> None:

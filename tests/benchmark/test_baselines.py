@@ -96,6 +96,20 @@ def test_one_sample_fills_the_image():
         np.testing.assert_array_equal(BASELINES[name](low, np.zeros((8, 8, 3), np.uint8)), np.full((8, 8), 7.0))
 
 
+def test_inpainting_fills_a_slope_better_than_the_nearest_value():
+    y, x = np.mgrid[0:48, 0:64].astype(np.float32)
+    truth = 2 + 0.02 * x + 0.01 * y
+    low = make(truth, 4, "area", np.random.default_rng(0))
+    low.valid[4:8, 5:10] = False
+    hole = ~low.valid.repeat(4, 0).repeat(4, 1)
+    low.depth[~low.valid] = 1e6
+    errors = {name: np.abs(BASELINES[name](low, None) - truth) for name in ("bicubic", "inpainting")}
+    assert errors["inpainting"][hole].mean() < 0.8 * errors["bicubic"][hole].mean()
+    # Two low-resolution pixels away from the hole both do the same.
+    far = cv2.dilate(hole.astype(np.uint8), np.ones((17, 17), np.uint8)) == 0
+    np.testing.assert_array_equal(errors["inpainting"][far], errors["bicubic"][far])
+
+
 # --- filters ---
 
 

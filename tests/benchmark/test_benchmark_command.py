@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,18 +53,32 @@ def test_everything_by_default(folder, run):
     assert max(map(len, lines)) <= 80
     assert err.splitlines() == [
         "mean over 3 images, protocol bicubic, border of 6 px not counted",
-        *(f"wrote out/{name}" for name in ("benchmark.json", "images.csv", "means.csv")),
+        *(f"wrote out/{name}" for name in ("benchmark.html", "benchmark.json", "images.csv", "means.csv")),
     ]
     content = json.loads((folder / "out" / "benchmark.json").read_text())
     assert [(cell["method"], cell["factor"]) for cell in content["means"]] == [
         (method, factor) for factor in (4.0, 8.0) for method in [*BASELINES, "tiny"]
     ]
-    assert len(content["images"]) == 3 * 2 * 7 and content["networks"][0]["name"] == "tiny"
+    assert len(content["images"]) == 3 * 2 * 8 and content["networks"][0]["name"] == "tiny"
     table = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     for cell in content["means"]:
         assert table[cell["method"]][[4, 8].index(cell["factor"])] == f"{cell['rmse']:.2f}"
-    assert len((folder / "out" / "images.csv").read_text().splitlines()) == 1 + 42
-    assert len((folder / "out" / "means.csv").read_text().splitlines()) == 1 + 14
+    assert len((folder / "out" / "images.csv").read_text().splitlines()) == 1 + 48
+    assert len((folder / "out" / "means.csv").read_text().splitlines()) == 1 + 16
+
+
+def test_the_page_is_whole_and_inert(folder, run):
+    hostile = folder / "<img src=x onerror=alert(1)>"
+    (folder / "room").rename(hostile)
+    code, _, err = run(hostile.name, *FEW, "-o", "out", "-q", "--protocol", "holes", "--factor", "4")
+    assert code == 0, err
+    page = (folder / "out" / "benchmark.html").read_text("utf-8")
+    assert "<img" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", page)
+    cells = json.loads((folder / "out" / "benchmark.json").read_text())["means"]
+    for cell in cells:
+        assert f">{cell['rmse']:.2f}<" in page and f">{cell['hole_rmse']:.2f}<" in page
+    assert "Hole RMSE" in page
 
 
 def test_json_is_one_object(folder, run):

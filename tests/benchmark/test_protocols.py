@@ -15,6 +15,7 @@ from ddfup.errors import ArgumentError
         ("bicubic", True, ("bicubic",), (4, 8, 16), 0),
         ("robust", False, ("nearest", "bicubic", "area", "sensor"), (2, 4, 7.5, 8, 16, 32), 6),
         ("robust", True, ("nearest", "bicubic", "area", "sensor"), (2, 4, 7.5, 8, 16, 32), 0),
+        ("holes", False, ("holes",), (4, 8, 16), 6),
         ("custom", False, ("bicubic",), (4, 8, 16), 0),
     ],
 )
@@ -42,7 +43,7 @@ def test_changes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"protocol": "kitti"}, "--protocol must be one of point, bicubic, robust, custom; got 'kitti'"),
+        ({"protocol": "kitti"}, "--protocol must be one of point, bicubic, robust, holes, custom; got 'kitti'"),
         ({"degradations": ["blur"]}, "--degradation must be one of .*; got 'blur'"),
         ({"protocol": "point", "degradations": ["area"]}, "protocol point must be nearest; got area"),
         ({"protocol": "bicubic", "border": 0}, "--crop-border of the protocol bicubic must be 6 here; got 0"),

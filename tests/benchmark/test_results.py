@@ -14,7 +14,7 @@ from ddfup.metrics import METRICS
 
 
 def record(image="a", method="bicubic", factor=4.0, degradation="bicubic", **figures):
-    values = dict.fromkeys(METRICS, 0.5) | figures
+    values = dict.fromkeys([*METRICS, "hole_rmse", "rim_rmse"], 0.5) | figures
     return Record(image, degradation, factor, method, 0.25, values)
 
 
@@ -85,7 +85,9 @@ def test_files_hold_everything():
     assert [image["image"] for image in content["images"]] == ["a", "b"]
     assert content["images"][0]["psnr"] is None and content["images"][1]["rmse"] == 1.5
     assert content["means"][0]["rmse"] == 1.0 and content["means"][0]["images"] == 2
-    assert list(content["metrics"]) == list(METRICS) and content["metrics"]["rmse"]["unit"] == "cm"
+    assert (
+        list(content["metrics"]) == [*METRICS, "hole_rmse", "rim_rmse"] and content["metrics"]["rmse"]["unit"] == "cm"
+    )
     lines = list(csv.DictReader(io.StringIO(results.images_csv(records, plan).decode())))
     assert [line["image"] for line in lines] == ["a", "b"] and lines[0]["psnr"] == "" and lines[1]["rmse"] == "1.5"
     assert set(METRICS) < set(lines[0])
@@ -102,3 +104,25 @@ def test_no_formulas_in_csv(name):
 def test_names_that_are_no_unicode():
     assert b"\\udcff" in results.images_csv([record("\udcff")], setup())
     assert json.loads(results.to_json([record("\udcff")], setup(), {}))["images"][0]["image"] == "\udcff"
+
+
+def test_the_page_marks_the_best_and_scales_the_bars():
+    plan = setup(factors=[4])
+    records = [record("a", rmse=2.0, delta1=0.5), record("a", "base", rmse=1.0, delta1=0.25)]
+    tables = {table.metric: table for table in results.page_tables(results.means(records), plan)}
+    rmse, delta = (dict(tables[name].rows) for name in ("rmse", "delta1"))
+    (worse,), (better,) = rmse["bicubic"], rmse["base"]
+    assert (worse.text, worse.share, worse.best) == ("2.00", 1.0, False)
+    assert (better.text, better.share, better.best) == ("1.00", 0.5, True)
+    # Of shares the larger one is better, and they are shown in per cent.
+    (best,), (other,) = delta["bicubic"], delta["base"]
+    assert (best.text, best.share, best.best) == ("50.00", 1.0, True) and not other.best
+    assert tables["rmse"].unit == "cm" and tables["delta1"].unit == "%" and tables["rmse"].columns == ["x4"]
+
+
+def test_the_page_leaves_out_what_has_no_number():
+    records = [record("a", hole_rmse=math.nan), record("a", "base", hole_rmse=math.nan, psnr=math.nan)]
+    tables = {table.metric: table for table in results.page_tables(results.means(records), setup(factors=[4]))}
+    assert "hole_rmse" not in tables
+    (missing,) = dict(tables["psnr"].rows)["base"]
+    assert (missing.text, missing.share, missing.best) == ("-", 0.0, False)

@@ -76,6 +76,7 @@ def test_only_the_first_process_tells(folder, run, monkeypatch):
         (("none.toml", *COMMON[1:]), 4, "error: none.toml: cannot read the training configuration"),
         (COMMON[:1], 2, "error: Missing option '--data'"),
         ((*COMMON, "--resume"), 4, "no checkpoint to resume from"),
+        ((*COMMON, "--init", "none"), 7, "no model named 'none'"),
         ((*COMMON, "--data", "elsewhere"), 4, "elsewhere/room: no files in depth/"),
         ((*COMMON, "--out", "c.toml"), 6, "c.toml: cannot be made a folder"),
         ((*COMMON, "--device", "tpu"), 2, "--device must be auto, cpu, cuda or cuda:NUMBER"),

@@ -18,7 +18,7 @@ from sets import CONFIG, write_data
 import ddfup
 from ddfup import models
 from ddfup.configs import bundled_configs
-from ddfup.errors import ArgumentError, InputError, OutputError
+from ddfup.errors import ArgumentError, InputError, OutputError, WeightsError
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
 from ddfup.training.data import Frame, StepBatches, detail_of, load_frames, tuning_pairs
@@ -191,6 +191,16 @@ def test_batches_are_what_they_promise(root, config):
         assert (batch.std > 0).all() and (batch.weight > 0).all()
         ratios.add(round(batch.ratio, 2))
     assert {2, 4} < ratios and len(ratios) > 4
+
+
+def test_at_ratios_near_one_there_is_noise_to_remove(root, config):
+    settings = config(
+        ("ratios = { 2 = 0.5, 4 = 0.3, any = 0.2 }", "ratios = { 1 = 1 }"),
+        ("{ bicubic = 0.5, nearest = 0.3, sensor = 0.2 }", "{ bicubic = 1 }"),
+    )
+    batch = batches(root, settings)[0]
+    both = (batch.depth > 0) & (batch.target > 0)
+    assert batch.ratio == 1 and (batch.depth != batch.target)[both].any()
 
 
 def test_images_smaller_than_a_crop_are_refused(root, config):
@@ -425,6 +435,24 @@ def test_existing_and_missing_runs_are_refused(root, config, tmp_path, finished)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file: cannot be made a folder"):
         Trainer(config(), root, tmp_path / "file")
+
+
+def test_a_run_starts_from_given_weights(root, config, tmp_path, finished):
+    run = Trainer(config(), root, tmp_path / "run", init=str(finished[0].weights))
+    given = finished[0].averaged.state_dict()
+    for network in (run.network, run.averaged):
+        assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
+    assert run.step == 0 and not run.optimizer.state_dict()["state"]
+
+
+def test_unfit_initial_weights_are_refused(root, config, tmp_path, finished):
+    weights = str(finished[0].weights)
+    with pytest.raises(WeightsError, match=r"sizes must be .*trunk_channels=6.*; got .*trunk_channels=8"):
+        Trainer(config(("trunk_channels = 8", "trunk_channels = 6")), root, tmp_path / "run", init=weights)
+    with pytest.raises(WeightsError, match="architecture must be 'pyramid'; got 'ddfupnet'"):
+        Trainer(config(), root, tmp_path / "run", init="ddfupnet-x4")
+    with pytest.raises(ArgumentError, match="init must be left out of a resumed run"):
+        Trainer(config(), root, finished[0].out, resume=True, init=weights)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "other network"])
