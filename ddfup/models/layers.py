@@ -114,7 +114,8 @@ class SpatialFilterBranch(nn.Module):
         if self.norm is not None:
             stacked = self.norm(stacked.movedim(2, -1)).movedim(-1, 2)
         elif self.normalization == "softmax":
-            stacked = stacked.softmax(dim=2)
+            # Of half precision the weights would not sum to one.
+            stacked = stacked.softmax(dim=2, dtype=torch.promote_types(stacked.dtype, torch.float32))
         return stacked.reshape(n, self.filters * self.values, h, w)
 
 

@@ -25,15 +25,12 @@ from torch.nn import functional as F
 
 from ddfup.errors import ArgumentError
 from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, conv
+from ddfup.models.consistency import Consistency, reach
 from ddfup.models.context import ContextEncoder
-from ddfup.models.layers import SpatialFilterBranch
-from ddfup.models.sampling import fill_holes, normalize_depth, normalize_locally, positions, sample_rows_columns
-from ddfup.ops import ddf_up
+from ddfup.models.sampling import fill_holes, normalize_depth, normalize_locally, positions, sample_window
+from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage
 from ddfup.tiling import Tile
 
-# Unit of the corrections in deviations of the depth: about the error that is left. In units of one deviation, a
-# single step of the optimiser throws the output further than it is off, and the head learns only to keep silent.
-_RESIDUAL_UNIT = 0.05
 # The level from which on the whole trunk runs; every finer one has four times the pixels and half of the blocks.
 _FULL_TRUNK_LEVEL = 3
 # Levels from this one on are computed for the whole image at once, never in tiles: they hold a 64th of the pixels and
@@ -57,6 +54,8 @@ class PyramidConfig:
         guide_blocks: Residual blocks of the guide's encoder at levels 1, 2, ...; the last serves all coarser ones.
         context_channels: Width of the vector that describes the whole depth map.
         kernel_size: K of every DDF-Up.
+        packed_head: Whether the results are predicted at level 1, four pixels at once, and no features run at
+            level 0, where most of the time would go.
     """
 
     feature_channels: tuple[int, ...] = (16, 24, 48, 64, 64)
@@ -67,20 +66,7 @@ class PyramidConfig:
     guide_blocks: tuple[int, ...] = (1, 1, 2, 2)
     context_channels: int = 16
     kernel_size: int = 3
-
-
-def _bilinear_logits(kernel_size: int) -> Tensor:
-    """Logits, (4*K*K,), whose softmax is nearly bilinear upsampling by 2: where learning begins."""
-    centre = kernel_size // 2
-    weights = torch.full((2, 2, kernel_size, kernel_size), 0.004)
-    for i in range(2):
-        for j in range(2):
-            # A fine pixel lies a quarter of a cell off the centre of its coarse one, towards (2i - 1, 2j - 1).
-            y, x = centre + 2 * i - 1, centre + 2 * j - 1
-            weights[i, j, centre, centre] = 9 / 16
-            weights[i, j, y, centre] = weights[i, j, centre, x] = 3 / 16
-            weights[i, j, y, x] = 1 / 16
-    return weights.log().flatten()
+    packed_head: bool = False
 
 
 def _pad(image: Tensor, multiple: int) -> Tensor:
@@ -91,65 +77,6 @@ def _pad(image: Tensor, multiple: int) -> Tensor:
 def _residual_blocks(channels: int, counts: tuple[int, ...], index: int) -> nn.Sequential:
     """As many residual blocks as a table says, whose last entry serves all further indices."""
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(counts[min(index, len(counts) - 1)])))
-
-
-class UpStage(nn.Module):
-    """From one level to the next finer: join with the finer guide, predict filters, DDF-Up by 2.
-
-    Args:
-        cin: Width of the depth features coming in.
-        cout: Width going out.
-        guide_channels: Width of the finer guide.
-        context_channels: Width of the context vector.
-        kernel_size: K.
-        refine: What refines the joined features before the filters.
-    """
-
-    def __init__(
-        self, cin: int, cout: int, guide_channels: int, context_channels: int, kernel_size: int, refine: nn.Module
-    ) -> None:
-        super().__init__()
-        self.cout, self.kernel_size = cout, kernel_size
-        self.norm = ChannelNorm(cin)
-        # The finer guide packed 2 x 2 and both joined by a 1 x 1 convolution, without the copies of doing so.
-        self.join_features = conv(cin, cin, 1, gain=0.7)
-        self.join_guide = conv(guide_channels, cin, 2, stride=2, padding=0, gain=0.7)
-        self.refine = refine
-        # What is wrong at this scale is corrected at this scale: from the finest grid alone, a whole coarse pixel is
-        # out of reach.
-        self.correct = conv(cin, 1, 1, gain=0)
-        self.spatial = SpatialFilterBranch(cin, kernel_size, filters=4, normalization="softmax")
-        with torch.no_grad():
-            self.spatial.project.weight.mul_(0.1)
-            self.spatial.project.bias.copy_(_bilinear_logits(kernel_size))  # type: ignore[union-attr]
-        self.channel = nn.Linear(context_channels, 4 * cout * kernel_size * kernel_size)
-        nn.init.zeros_(self.channel.weight)
-        nn.init.zeros_(self.channel.bias)
-        self.reduce = conv(cin, cout, 1)
-        self.guide = conv(guide_channels, cout, 1, gain=0.5)
-
-    def forward(self, features: Tensor, depth: Tensor, guide: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Upsample features and depth by 2.
-
-        Args:
-            features: (N, cin, H, W).
-            depth: (N, 1, H, W), float32 also under autocast, which would round it away.
-            guide: (N, guide_channels, 2H, 2W).
-            context: (N, context_channels).
-
-        Returns:
-            Features (N, cout, 2H, 2W) and depth (N, 1, 2H, 2W).
-        """
-        x = self.refine(activation(self.join_features(self.norm(features)) + self.join_guide(guide)))
-        k = self.kernel_size
-        channel_filter = 1 + self.channel(context).view(-1, 4, self.cout, k, k)
-        spatial = self.spatial(x)
-        up = ddf_up(self.reduce(x), channel_filter, spatial, scale=2, kernel_size=k, padding="replicate")
-        with torch.autocast(depth.device.type, enabled=False):
-            ones = depth.new_ones(depth.shape[0], 4, 1, k, k)
-            depth = depth + _RESIDUAL_UNIT * self.correct(x.to(depth.dtype))
-            depth = ddf_up(depth, ones, spatial.to(depth.dtype), scale=2, kernel_size=k, padding="replicate")
-        return activation(up + self.guide(guide)), depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +145,8 @@ class Prepared:
 
     def sample(self, image: Tensor, window: Window, step: float, mode: str = "cubic") -> Tensor:
         """Interpolate a low-resolution image in the middle of every cell of ``step`` pixels of a window."""
-        y = positions(window.top, round(window.height / step), step, self.ratio[0], image.device)
-        x = positions(window.left, round(window.width / step), step, self.ratio[1], image.device)
-        return sample_rows_columns(image, y, x, mode=mode)
+        origin, size = (window.top, window.left), (window.height, window.width)
+        return sample_window(image, origin, size, self.ratio, step=step, mode=mode)
 
     def phase(self, window: Window, step: float) -> Tensor:
         """Say where the middles of the cells of ``step`` pixels lie between low-resolution pixels.
@@ -273,22 +199,24 @@ class GuidedPyramid(nn.Module):
         self.trunk = nn.ModuleList(ResidualBlock(config.trunk_channels) for _ in range(config.trunk_blocks))
         self.trunk_norm = ChannelNorm(config.trunk_channels)
         self.trunk_out = nn.ModuleList(conv(config.trunk_channels, c, 1) for c in features[1:])
-        self.stages = nn.ModuleList(
-            UpStage(
-                features[i + 1],
-                features[i],
-                (3, *guides)[i],
-                config.context_channels,
-                config.kernel_size,
-                _residual_blocks(features[i + 1], config.stage_blocks, i),
-            )
-            for i in range(len(features) - 1)
-        )
-        self.head_norm = ChannelNorm(features[0])
-        self.head_features = conv(features[0], features[0])
-        self.head_inputs = conv(4, features[0])
-        # Residual and gate. The untrained network is nearly the cubic interpolation.
-        self.result = conv(features[0], 2, gain=0.1)
+        self.stages = nn.ModuleList(self._stage(i) for i in range(len(features) - 1))
+        self.consistency = Consistency(config.context_channels)
+        if not config.packed_head:
+            self.head_norm = ChannelNorm(features[0])
+            self.head_features = conv(features[0], features[0])
+            self.head_inputs = conv(4, features[0])
+        # Residual, gate and logarithm of the variance. The untrained network is nearly the cubic interpolation.
+        self.result = conv(features[1], 4 * 3, gain=0.1) if config.packed_head else conv(features[0], 3, gain=0.1)
+
+    def _stage(self, level: int) -> Stage:
+        """The stage that ends at a level."""
+        config, cin = self.config, self.config.feature_channels[level + 1]
+        guide_channels = (3, *config.guide_channels)[level]
+        refine = _residual_blocks(cin, config.stage_blocks, level)
+        if level == 0 and config.packed_head:
+            return Stage(cin, guide_channels, config.kernel_size, refine)
+        cout = config.feature_channels[level]
+        return UpStage(cin, cout, guide_channels, config.context_channels, config.kernel_size, refine)
 
     @staticmethod
     def level(ratio: float) -> int:
@@ -309,6 +237,7 @@ class GuidedPyramid(nn.Module):
         if level < _WHOLE_LEVEL:
             # Stem, trunk (two convolutions a block) and the interpolation beside it.
             halo += (1 + 2 * self._trunk_depth(level) + 1) * cell
+        halo += reach(ratio)
         return cell, -(-halo // cell) * cell
 
     def _trunk_depth(self, level: int) -> int:
@@ -374,8 +303,7 @@ class GuidedPyramid(nn.Module):
             cell = 2**_WHOLE_LEVEL
             height, width = pyramid[-1].shape[-2:]
             coarse = prepared.coarse.crop(top // cell, left // cell, height, width)
-        result = self._upsample(prepared, coarse, pyramid[:-1], top, left)
-        return result[..., : guide.shape[-2], : guide.shape[-1]]
+        return self._upsample(prepared, coarse, pyramid[:-1], Window(top, left, guide.shape[-2], guide.shape[-1]))
 
     def _describe(
         self, depth: Tensor, valid: Tensor, size: tuple[int, int], guide_mean: Tensor, guide_std: Tensor
@@ -436,34 +364,57 @@ class GuidedPyramid(nn.Module):
         height, width = guide.shape[-2:]
         return Coarse(x, depth, base, (top, left)).crop(0, 0, height, width)
 
-    def _upsample(self, prepared: Prepared, coarse: Coarse, pyramid: list[Tensor], top: int, left: int) -> Tensor:
+    def _upsample(self, prepared: Prepared, coarse: Coarse, pyramid: list[Tensor], part: Window) -> Tensor:
         """Run the stages of the fine levels and the head.
 
         Args:
             prepared: Of the image.
-            coarse: Of the part of it that begins at (top, left) pixels.
+            coarse: Of the part of it.
             pyramid: Of that part, what :meth:`_encode` gives for the levels finer than that of ``coarse``.
-            top: Offset in pixels.
-            left: Likewise.
+            part: What is wanted, (H', W') pixels; the pyramid may go on below and to the right.
 
         Returns:
             (N, 1, H', W') in the unit of the depth.
         """
+        top, left = part.top, part.left
         x, depth = coarse.features, coarse.depth
-        for i in range(len(pyramid) - 1, -1, -1):
+        for i in range(len(pyramid) - 1, 0, -1):
             x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i], prepared.context)
         guide = pyramid[0]
         window = Window(top, left, guide.shape[-2], guide.shape[-1])
-        cell = 2**prepared.level
-        y = positions(top - coarse.origin[0], window.height, 1, cell, guide.device)
-        z = positions(left - coarse.origin[1], window.width, 1, cell, guide.device)
-        sharpened = depth - sample_rows_columns(coarse.base, y, z, mode="linear")
-        x = activation(self.head_features(self.head_norm(x)) + self.head_inputs(torch.cat((guide, sharpened), dim=1)))
-        residual, gate = self.result(x).to(depth.dtype).chunk(2, dim=1)
-        change = (2 + gate).sigmoid() * sharpened + _RESIDUAL_UNIT * residual
-        deviation = prepared.sample(prepared.deviation, window, 1, "linear")
-        result: Tensor = prepared.sample(prepared.depth, window, 1) + deviation * change
+        if self.config.packed_head:
+            x, depth = self.stages[0](x, depth, guide)
+            sharpened = self._beyond_bilinear(prepared, coarse, depth, window)
+            outputs = F.pixel_shuffle(self.result(x), 2)
+        else:
+            x, depth = self.stages[0](x, depth, guide, prepared.context)
+            sharpened = self._beyond_bilinear(prepared, coarse, depth, window)
+            inputs = self.head_inputs(torch.cat((guide, sharpened), dim=1))
+            outputs = self.result(activation(self.head_features(self.head_norm(x)) + inputs))
+        own = (..., slice(part.height), slice(part.width))
+        residual, gate, log_variance = outputs[own].to(depth.dtype).chunk(3, dim=1)
+        change = (2 + gate).sigmoid() * sharpened[own] + RESIDUAL_UNIT * residual
+        deviation = prepared.sample(prepared.deviation, part, 1, "linear")
+        result: Tensor = prepared.sample(prepared.depth, part, 1) + deviation * change
+        with torch.autocast(depth.device.type, enabled=False):
+            result = self.consistency(
+                result,
+                log_variance,
+                prepared.depth,
+                prepared.valid,
+                prepared.context,
+                origin=(top, left),
+                ratio=prepared.ratio,
+            )
         return result * prepared.std + prepared.mean
+
+    @staticmethod
+    def _beyond_bilinear(prepared: Prepared, coarse: Coarse, depth: Tensor, window: Window) -> Tensor:
+        """What the stages made of the depth beyond bilinear upsampling, (N, 1, H', W')."""
+        cell = 2**prepared.level
+        origin = (window.top - coarse.origin[0], window.left - coarse.origin[1])
+        size = (window.height, window.width)
+        return depth - sample_window(coarse.base, origin, size, (cell, cell), mode="linear")
 
     def forward(self, depth: Tensor, guide: Tensor, valid: Tensor | None = None) -> Tensor:
         """Upsample a whole image.
@@ -483,4 +434,4 @@ class GuidedPyramid(nn.Module):
         prepared = self._describe(depth, valid, size, guide_mean, guide_std)
         pyramid = self._encode(prepared, guide)
         coarse = self._coarse(prepared, pyramid[-1], 0, 0)
-        return self._upsample(prepared, coarse, pyramid[:-1], 0, 0)[..., : size[0], : size[1]]
+        return self._upsample(prepared, coarse, pyramid[:-1], Window(0, 0, *size))

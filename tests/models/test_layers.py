@@ -116,6 +116,14 @@ def test_options_after_the_sizes_are_keyword_only():
         DDFUp(4, 2)
 
 
+def test_softmax_spatial_filters_sum_to_one_under_autocast_too():
+    branch = SpatialFilterBranch(6, 3, filters=4, normalization="softmax")
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        filters = branch(torch.randn(2, 6, 5, 7))
+    assert filters.dtype == torch.float32
+    torch.testing.assert_close(filters.view(2, 4, 9, 5, 7).sum(dim=2), torch.ones(2, 4, 5, 7))
+
+
 def test_softmax_spatial_filters_are_convex_combinations():
     branch = SpatialFilterBranch(6, 3, filters=4, heads=2, normalization="softmax")
     filters = branch(torch.randn(2, 6, 5, 4)).view(2, 8, 9, 5, 4)

@@ -29,6 +29,9 @@ SIZES = [
 IDS = [f"{low}-{high}" for low, high in SIZES]
 
 
+NETWORKS = pytest.mark.parametrize("changes", [{}, {"packed_head": True}], ids=["features", "packed"])
+
+
 def cubic(depth, size):
     """The plain interpolation, from the resampling that has its own tests."""
     at = (positions(0, size[i], 1, size[i] / depth.shape[i - 2], depth.device) for i in (0, 1))
@@ -41,21 +44,23 @@ def span(depth):
 
 @pytest.mark.parametrize(("low", "high"), SIZES, ids=IDS)
 @pytest.mark.parametrize("holes", [0.0, 0.3])
+@NETWORKS
 @torch.no_grad()
-def test_any_size_gives_a_finite_map_of_the_guides_size(low, high, holes):
+def test_any_size_gives_a_finite_map_of_the_guides_size(low, high, holes, changes):
     depth, guide = pair(low, high, n=2)
     valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) >= holes
     valid[:, :, 0, 0] = True
-    out = tiny_pyramid()(depth, guide, valid)
+    out = tiny_pyramid(**changes)(depth, guide, valid)
     assert out.shape == (2, 1, *high)
     assert out.isfinite().all()
 
 
 @pytest.mark.parametrize(("low", "high"), SIZES, ids=IDS)
 @pytest.mark.parametrize(("scale", "offset"), [(4.0, 0.0), (0.001, 0.0), (2.0, 2.0**20), (1.0, -5000.0)])
+@NETWORKS
 @torch.no_grad()
-def test_scaling_and_shifting_the_depth_does_so_to_the_result(low, high, scale, offset):
-    network = tiny_pyramid()
+def test_scaling_and_shifting_the_depth_does_so_to_the_result(low, high, scale, offset, changes):
+    network = tiny_pyramid(**changes)
     depth, guide = pair(low, high)
     valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.2
     valid[:, :, 0, 0] = True
@@ -68,11 +73,12 @@ def test_scaling_and_shifting_the_depth_does_so_to_the_result(low, high, scale, 
 
 @pytest.mark.parametrize("value", [0.1, 65.535, 1e5, 1e-6])
 @pytest.mark.parametrize(("low", "high"), SIZES[::3])
+@NETWORKS
 @torch.no_grad()
-def test_a_constant_map_stays_constant_exactly(low, high, value):
+def test_a_constant_map_stays_constant_exactly(low, high, value, changes):
     _, guide = pair(low, high)
     depth = torch.full((1, 1, *low), value)
-    assert (tiny_pyramid()(depth, guide) == depth[0, 0, 0, 0]).all()
+    assert (tiny_pyramid(**changes)(depth, guide) == depth[0, 0, 0, 0]).all()
 
 
 @pytest.mark.parametrize(("low", "high"), SIZES[:9], ids=IDS[:9])
@@ -94,9 +100,10 @@ def test_invalid_values_never_matter(low, high):
 
 
 @pytest.mark.parametrize(("low", "high"), SIZES[:9], ids=IDS[:9])
+@NETWORKS
 @torch.no_grad()
-def test_samples_of_a_batch_do_not_see_each_other(low, high):
-    network = tiny_pyramid()
+def test_samples_of_a_batch_do_not_see_each_other(low, high, changes):
+    network = tiny_pyramid(**changes)
     depth, guide = pair(low, high, n=3)
     depth[1] *= 50
     valid = torch.ones_like(depth, dtype=torch.bool)
@@ -144,9 +151,10 @@ def test_the_phase_says_where_a_cell_lies_in_its_low_resolution_pixel(low, high)
         ((3, 60), (48, 960)),
     ],
 )
+@NETWORKS
 @torch.no_grad()
-def test_tiles_equal_the_whole(low, high):
-    network = tiny_pyramid()
+def test_tiles_equal_the_whole(low, high, changes):
+    network = tiny_pyramid(**changes)
     depth, guide = pair(low, high)
     valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.1
     whole = network(depth, guide, valid)
