@@ -37,9 +37,11 @@ from ddfup.options import (
 from ddfup.terminal import Terminal, print_json
 
 if TYPE_CHECKING:
-    from ddfup.batch.engine import Batch, Outcome
+    from ddfup.batch.engine import Batch
     from ddfup.batch.journal import Journal
     from ddfup.batch.pairing import Pair, Pairing
+    from ddfup.batch.processing import Outcome
+    from ddfup.batch.remote import Location
 
 # Lines about files without partner; the rest is counted, unless with -v.
 _FEW = 5
@@ -92,7 +94,7 @@ def batch(
     fill: FillOption = False,
     format: FormatOption = None,
     preview: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--preview", metavar="DIR", help="Also write pictures: guide, input, result.", show_default=False),
     ] = None,
     overwrite: OverwriteOption = False,
@@ -135,7 +137,9 @@ def batch(
         raise ArgumentError(f"batch must have {wanted}; got {len(places)}: {' '.join(places)}", "quote globs")
     part = _parse_shard(shard, terminal)
     from ddfup import io, pair
-    from ddfup.batch.engine import Batch, Settings, select_shard
+    from ddfup.batch.engine import Batch, select_shard
+    from ddfup.batch.processing import Settings
+    from ddfup.batch.remote import parse_location
     from ddfup.models import DEFAULT_MODEL, find_model
 
     options = pair.Options(
@@ -145,7 +149,7 @@ def batch(
         fill=fill,
         max_pixels=max_pixels,
     )
-    out_dir = Path(places[-1])
+    out_dir = parse_location(places[-1])
     with terminal.working("looking for pairs"):
         # The journal comes second: what another run adds to OUT_DIR meanwhile is in it, and is no input.
         found, journal = _find_pairs(places, manifest, pair_by, pair_regex, format, out_dir)
@@ -157,13 +161,13 @@ def batch(
         options=options,
         weights_sha256=info.sha256,
         network=("fp32" if precision == "auto" else precision, tile),
-        preview_dir=preview,
+        preview_dir=parse_location(preview) if preview else None,
         overwrite=overwrite,
         skip_existing=skip_existing,
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         dry_run=dry_run,
-        workers=min(workers or _default_workers(), max(1, len(pairs))),
+        workers=workers,
     )
 
     def load() -> Any:
@@ -304,10 +308,10 @@ def _find_pairs(
     pair_by: str | None,
     pair_regex: str | None,
     format_name: str | None,
-    out_dir: Path,
+    out_dir: Location,
 ) -> tuple[Pairing, Journal]:
     from ddfup import io
-    from ddfup.batch.journal import Journal
+    from ddfup.batch.journal import open_journal
     from ddfup.batch.manifest import read_manifest
     from ddfup.batch.pairing import pair_files, parse_rule
     from ddfup.batch.places import GUIDE_SUFFIXES, find_files
@@ -318,18 +322,18 @@ def _find_pairs(
         found = read_manifest(manifest, format_name=format_name)
         if not found.pairs:
             raise PairingError(f"--manifest: {manifest} must list a pair; it lists none")
-        return found, Journal(out_dir)
+        return found, open_journal(out_dir)
     if pair_by == "manifest":
         raise ArgumentError("--pair-by manifest must come with --manifest FILE")
     rule = parse_rule(pair_by or ("stem" if pair_regex is None else "regex"), pair_regex)
     suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
     depths = find_files(places[0], suffixes, what="DEPTHS")
     guides = find_files(places[1], GUIDE_SUFFIXES, what="GUIDES")
-    journal = Journal(out_dir)
+    journal = open_journal(out_dir)
     # Where OUT_DIR is an input folder, too, what was made there is no input.
-    made = {os.path.realpath(out_dir / name) for name in journal.files()}
+    made = {_identity(out_dir / name) for name in journal.files()}
     depth_files, guide_files = (
-        [file for file in place.files if os.path.realpath(file.path) not in made] if made else place.files
+        [file for file in place.files if _identity(file.path) not in made] if made else place.files
         for place in (depths, guides)
     )
     found = pair_files(depth_files, guide_files, rule, format_name=format_name)
@@ -347,6 +351,10 @@ def _find_pairs(
     return found, journal
 
 
+def _identity(place: Location) -> str:
+    return os.path.realpath(place) if isinstance(place, Path) else str(place)
+
+
 def _tell(terminal: Terminal, found: Pairing) -> None:
     """Name what has no partner; refuse what is not clear."""
     for lines, most in ((found.orphans, _FEW), (found.conflicts, _MANY)):
@@ -359,11 +367,6 @@ def _tell(terminal: Terminal, found: Pairing) -> None:
             f"pairs must be clear before anything is done; {len(found.conflicts)} are not: {found.conflicts[0]}",
             "narrow the places by globs, or use --manifest",
         )
-
-
-def _default_workers() -> int:
-    # One pair is with the network, one before it and one behind it; more cores can hide slower disks.
-    return max(3, min(8, os.cpu_count() or 1))
 
 
 def _parse_shard(text: str | None, terminal: Terminal) -> tuple[int, int]:
