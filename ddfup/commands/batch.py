@@ -6,10 +6,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -34,14 +34,29 @@ from ddfup.options import (
     VerboseOption,
     one_of,
 )
-from ddfup.terminal import Terminal, print_json
+from ddfup.terminal import Terminal, data_only, print_json
 
 if TYPE_CHECKING:
-    from ddfup.batch.engine import Batch
     from ddfup.batch.journal import Journal
     from ddfup.batch.pairing import Pair, Pairing
     from ddfup.batch.processing import Outcome
     from ddfup.batch.remote import Location
+
+
+class Engine(Protocol):
+    """What does a batch."""
+
+    loading: bool
+
+    def check(self) -> None:
+        """Refuse, before any work, what must not be."""
+
+    def results(self) -> Generator[Outcome, None, None]:
+        """Do the work; yield what became of each pair."""
+
+    def stop(self) -> None:
+        """End after what is under way."""
+
 
 # Lines about files without partner; the rest is counted, unless with -v.
 _FEW = 5
@@ -106,7 +121,11 @@ def batch(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", min=1, max=256, help="Pairs read and written at once. Default: by cores.", show_default=False
+            "--workers",
+            min=1,
+            max=4096,
+            help="Pairs read and written at once; with Ray, worker processes. Default: what the machines have.",
+            show_default=False,
         ),
     ] = None,
     shard: Annotated[
@@ -118,6 +137,14 @@ def batch(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Work on this machine, or on the Ray cluster of RAY_ADDRESS (else a local one)."),
+    ] = "local",
+    ray_wait: Annotated[
+        float,
+        typer.Option("--ray-wait", min=0, metavar="SECONDS", help="How long to wait for room on the Ray cluster."),
+    ] = 60.0,
     dry_run: DryRunOption = False,
     max_pixels: MaxPixelsOption = 200_000_000,
     as_json: JsonOption = False,
@@ -170,20 +197,30 @@ def batch(
         workers=workers,
     )
 
+    side = int(tile) if tile.isdigit() else tile
+
     def load() -> Any:
         from ddfup.batch.pool import make_pool
 
-        return make_pool(str(info.path), device, precision, int(tile) if tile.isdigit() else tile)
+        return make_pool(str(info.path), device, precision, side)
 
-    work = Batch(pairs, settings, journal, load)
+    work: Engine
+    if engine == "ray":
+        from ddfup.batch.ray_engine import Plan, RayBatch
+
+        work = RayBatch(pairs, settings, journal, Plan(info.path, device, precision, side, ray_wait))
+    if engine == "local" or dry_run:
+        work = Batch(pairs, settings, journal, load)
     work.check()
-    counts = _run(terminal, work, pairs, info.name, as_json=as_json, dry_run=dry_run)
+    # Ray prints news of its cluster on stdout.
+    with data_only(terminal) if engine == "ray" else contextlib.nullcontext():
+        counts = _run(terminal, work, pairs, info.name, as_json=as_json, dry_run=dry_run)
     if counts["failed"]:
         raise typer.Exit(3 if counts["ok"] or counts["skipped"] else 4)
 
 
 def _run(
-    terminal: Terminal, work: Batch, pairs: list[Pair], model: str, *, as_json: bool, dry_run: bool
+    terminal: Terminal, work: Engine, pairs: list[Pair], model: str, *, as_json: bool, dry_run: bool
 ) -> dict[str, int]:
     """Do the work and tell of it; return how often each status came."""
     counts = dict.fromkeys(("ok", "skipped", "failed", "again"), 0)
@@ -226,7 +263,7 @@ def _rate(count: int, seconds: float, dry_run: bool) -> str:
 
 
 @contextlib.contextmanager
-def _stopping(work: Batch) -> Iterator[list[int]]:
+def _stopping(work: Engine) -> Iterator[list[int]]:
     """Let the first SIGINT or SIGTERM end the work after the pair under way; a second one acts at once.
 
     Yields:
