@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ddfup.batch.pairing import Pair, Pairing
     from ddfup.batch.processing import Outcome
     from ddfup.batch.remote import Location
+    from ddfup.commands.batch_report import ReportFiles
 
 
 class Engine(Protocol):
@@ -118,6 +119,10 @@ def batch(
         bool, typer.Option("--retry-failed", help="Try damaged inputs again that have not changed.")
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    write_report: Annotated[
+        bool,
+        typer.Option("--report", help="Also write OUT_DIR/batch.html and batch.csv: what became of each pair."),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -212,15 +217,27 @@ def batch(
     if engine == "local" or dry_run:
         work = Batch(pairs, settings, journal, load)
     work.check()
+    files = None
+    if write_report and not dry_run:
+        from ddfup.commands.batch_report import ReportFiles
+
+        files = ReportFiles(out_dir, settings.preview_dir, part, overwrite=overwrite)
     # Ray prints news of its cluster on stdout.
     with data_only(terminal) if engine == "ray" else contextlib.nullcontext():
-        counts = _run(terminal, work, pairs, info.name, as_json=as_json, dry_run=dry_run)
+        counts = _run(terminal, work, pairs, info.name, files, as_json=as_json, dry_run=dry_run)
     if counts["failed"]:
         raise typer.Exit(3 if counts["ok"] or counts["skipped"] else 4)
 
 
 def _run(
-    terminal: Terminal, work: Engine, pairs: list[Pair], model: str, *, as_json: bool, dry_run: bool
+    terminal: Terminal,
+    work: Engine,
+    pairs: list[Pair],
+    model: str,
+    files: ReportFiles | None,
+    *,
+    as_json: bool,
+    dry_run: bool,
 ) -> dict[str, int]:
     """Do the work and tell of it; return how often each status came."""
     counts = dict.fromkeys(("ok", "skipped", "failed", "again"), 0)
@@ -236,8 +253,11 @@ def _run(
             counts["again"] += outcome.again
             busy += outcome.busy
             _report(terminal, outcome, dry_run=dry_run)
+            record = _record(outcome, model, dry_run)
             if as_json:
-                print_json(_record(outcome, model, dry_run))
+                print_json(record)
+            if files is not None:
+                files.add(record, outcome.pair.name)
             rate = counts["ok"] / max(time.monotonic() - begin, 1e-9)
             show(step, f"{rate:.2g} pairs/s" + (f", {counts['failed']} failed" if counts["failed"] else ""))
     seconds = time.monotonic() - begin
@@ -253,6 +273,9 @@ def _run(
         terminal.note(f"the network worked {busy / seconds:.0%} of the time", detail=True)
     if counts["again"]:
         terminal.note(f"{counts['again']} failed before and have not changed: --retry-failed tries them again")
+    if files is not None:
+        files.write(seconds)
+        terminal.note(f"report: {files.page}")
     if caught and left:
         raise SystemExit(128 + caught[0])
     return counts

@@ -5,13 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import fsspec
 import pytest
 from networks import tiny_pyramid
+from stand_ins import s3_server
 from torture import tree, write_scene
 
 from ddfup import cli, models
@@ -264,49 +263,18 @@ def test_errors_of_a_store():
 # --- S3 itself ---
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def s3():
-    """An S3 server on this machine; its address."""
-    for name in ("s3fs", "moto", "flask", "flask_cors"):
-        pytest.importorskip(name, reason=f"{name} is not installed")
-    with socket_server() as address:
-        yield address
+    """An S3 server on this machine; the variables by which clients find it."""
+    with s3_server() as variables:
+        yield variables
 
 
-class socket_server:
-    """moto's server in a process of its own."""
-
-    def __enter__(self):
-        import socket
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/moto-api/", timeout=5).close()
-                return address
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError("moto's server does not answer")
-
-    def __exit__(self, *error):
-        self.child.terminate()
-        self.child.wait(10)
-
-
-def test_s3(tmp_path, s3, capfd):
+def test_s3(tmp_path, s3):
     write_scene(tmp_path, 6)
     weights = tmp_path / "tiny.safetensors"
     models.save_weights(weights, tiny_pyramid(), architecture="pyramid", name="tiny", description="t")
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-    environment = {**os.environ, **keys, "AWS_ENDPOINT_URL": s3, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **s3, "OMP_NUM_THREADS": "1"}
     upload = (
         "import fsspec; s = fsspec.filesystem('s3'); s.mkdir('data');"
         "[s.put(f'{name}/', f'data/{name}/', recursive=True) for name in ('depths', 'guides')]"
