@@ -218,6 +218,9 @@ class RayBatch:
             total = self._ray.cluster_resources()
             room = min(int(total.get(kind, 0) // amount) for kind, amount in self._needs.items())
             self._wanted = self._settings.workers or max(1, room)
+        if self._stillborn >= _STILLBORN and self._slots:
+            # A bad machine among good ones would swallow one worker after the other.
+            return
         left = len(self._todo) + len(self._suspects) + sum(len(slot.pairs) for slot in self._slots)
         for _ in range(min(self._wanted, left) - len(self._slots)):
             actor = self._worker.remote(self._job, self._weights)
@@ -273,7 +276,7 @@ class RayBatch:
             self._ray.kill(slot.actor)
         if slot.starting is not None:
             self._stillborn += 1
-            if self._stillborn >= _STILLBORN and not any(other.starting is None for other in self._slots):
+            if self._stillborn >= _STILLBORN and not self._slots:
                 raise DeviceError(
                     f"a worker must start on the cluster; {self._stillborn} did not: {_reason(error)}",
                     "is the same ddfup installed on every machine?",

@@ -70,7 +70,8 @@ def batch(
         list[str],
         typer.Argument(
             metavar="DEPTHS GUIDES OUT_DIR",
-            help="Folders (with all below them) or quoted globs, and where results go; OUT_DIR alone with --manifest.",
+            help="Folders (with all below them), quoted globs or URLs (s3://, gs://), and where results go; "
+            "OUT_DIR alone with --manifest.",
             show_default=False,
         ),
     ],
@@ -129,6 +130,7 @@ def batch(
             "--workers",
             min=1,
             max=4096,
+            metavar="N",
             help="Pairs read and written at once; with Ray, worker processes. Default: what the machines have.",
             show_default=False,
         ),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from ddfup.batch.processing import Outcome, Settings
 from ddfup.batch.ray_engine import Plan, RayBatch
 from ddfup.batch.ray_worker import Job, Worker
 from ddfup.errors import ArgumentError, DeviceError, InputError, OutputError, WeightsError
+from ddfup.terminal import Terminal, data_only, print_json
 
 SETTINGS = Settings(Path("out"), pair.Options(), "5eed")
 
@@ -245,8 +247,15 @@ def test_workers_that_cannot_start(batch):
         raise RayError("Traceback ...\n  File x\nModuleNotFoundError: No module named 'ddfup'")
 
     with pytest.raises(DeviceError, match="3 did not: ModuleNotFoundError: No module named 'ddfup'") as caught:
-        list(batch(Cluster(fine, check, CPU=2.0)).results())
+        list(batch(Cluster(fine, check, CPU=1.0)).results())
     assert "installed on every machine" in caught.value.hint
+
+    def check_some(number):
+        return (number, None) if number >= 4 else check(number)
+
+    # A bad machine among good ones.
+    some = Cluster(fine, check_some, CPU=6.0)
+    assert len(list(batch(some).results())) == 12 and len(some.actors) < 12
     problem = OutputError("out: must be one folder")
     with pytest.raises(OutputError, match="must be one folder"):
         list(batch(Cluster(fine, lambda number: (number, problem), CPU=2.0)).results())
@@ -290,6 +299,18 @@ def test_an_address_where_nobody_answers(address):
     with pytest.raises(DeviceError, match=f"RAY_ADDRESS must be that of a running Ray cluster; got '{address}'"):
         ray_engine._check_address(address)
     ray_engine._check_address("auto")
+
+
+def test_what_ray_prints_is_kept_off_stdout(capfd):
+    for verbose in (False, True):
+        with data_only(Terminal(verbose=verbose)):
+            thread = threading.Thread(target=print, args=("news of the cluster",))
+            thread.start()
+            thread.join()
+            print_json({"a": 1})
+        print_json({"b": 2})
+        out, err = capfd.readouterr()
+        assert out == '{"a": 1}\n{"b": 2}\n' and ("news" in err) == verbose
 
 
 # --- a worker ---
