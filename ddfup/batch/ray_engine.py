@@ -58,7 +58,7 @@ class Plan:
     device: str = "auto"
     precision: str = "auto"
     tile: str | int = "auto"
-    wait: float = 60.0
+    wait: float = 120.0
 
 
 @dataclass
@@ -308,11 +308,12 @@ class RayBatch:
             return
         total, free = self._ray.cluster_resources(), self._ray.available_resources()
         needs = " and ".join(f"{amount:g} {kind}" for kind, amount in self._needs.items())
+        # Workers that have a place, and are just loading, hold theirs.
         there = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind} free" for kind in self._needs)
         if since >= self._plan.wait:
             raise DeviceError(
                 f"the cluster must have room for a worker ({needs}); none has started in {since:.0f} s: {there}",
-                "wait for other work to end, or longer (--ray-wait); --device cpu needs no GPU",
+                "ray status shows who has it; --ray-wait waits longer, --device cpu needs no GPU",
             )
         self._noted = True
         _logger.warning("waiting for the cluster to start a worker (%s): %s", needs, there)

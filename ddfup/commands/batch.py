@@ -151,7 +151,7 @@ def batch(
     ray_wait: Annotated[
         float,
         typer.Option("--ray-wait", min=0, metavar="SECONDS", help="How long to wait for room on the Ray cluster."),
-    ] = 60.0,
+    ] = 120.0,
     dry_run: DryRunOption = False,
     max_pixels: MaxPixelsOption = 200_000_000,
     as_json: JsonOption = False,
