@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ class DepthMap:
     format: Format
 
 
-def format_of(path: Path) -> Format | None:
+def format_of(path: PurePath) -> Format | None:
     """Return the row of `FORMATS` for a path's suffix, or None."""
     suffix = path.suffix.lower()
     return next((row for row in FORMATS.values() if suffix in row.suffixes), None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import typer
 
@@ -19,6 +21,8 @@ from ddfup.errors import DDFUpError
 
 # Seconds between the lines that stand for a progress bar where nobody watches it move.
 _LINE_SECONDS = 30.0
+# Where data goes while `data_only` keeps others off stdout.
+_data: TextIO | None = None
 
 
 @dataclass
@@ -122,7 +126,21 @@ def one_line(text: str) -> str:
 
 def print_json(record: dict[str, Any]) -> None:
     """Print one JSON object as one line of stdout."""
-    typer.echo(json.dumps(record))
+    typer.echo(json.dumps(record), file=_data)
+
+
+@contextlib.contextmanager
+def data_only(terminal: Terminal) -> Iterator[None]:
+    """Keep off stdout what a library prints there in threads of its own; with ``-v`` it goes to stderr."""
+    global _data
+    with contextlib.ExitStack() as stack:
+        sink = sys.stderr if terminal.verbose else stack.enter_context(Path(os.devnull).open("w"))
+        _data = sys.stdout
+        try:
+            with contextlib.redirect_stdout(sink):
+                yield
+        finally:
+            _data = None
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Every command and Python example in the documentation is run, in a folder with stand-ins for the user's files."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from stand_ins import cluster
 
 import ddfup
 
@@ -23,6 +25,8 @@ CHECKOUT = Path(ddfup.__file__).resolve().parent.parent
 PAGES = [path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))) if path.is_file()]
 # What .ci/run itself does, with a virtual environment of its own.
 INSTALLING = ("pip install", "pytest")
+# Pages that need more than files: what gives it to them.
+SURROUNDINGS = {"cluster.md": cluster}
 
 
 def blocks(page, language):
@@ -79,15 +83,20 @@ def test_commands_of_a_page_run(page, folder, tmp_path):
         "PYTHONPATH": str(CHECKOUT),
         "OMP_NUM_THREADS": "2",
     }
-    for command in commands(page):
-        if command.startswith(INSTALLING):
-            continue
-        if not torch.cuda.is_available():
-            command = command.replace("--device cuda", "--device cpu")
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=work, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    names = {} if torch.cuda.is_available() else {"--device cuda": "--device cpu"}
+    with contextlib.ExitStack() as stack:
+        if page.name in SURROUNDINGS:
+            environment, more = stack.enter_context(SURROUNDINGS[page.name](work, environment))
+            names |= more
+        for command in commands(page):
+            if command.startswith(INSTALLING):
+                continue
+            for shown, meant in names.items():
+                command = command.replace(shown, meant)
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=work, env=environment, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

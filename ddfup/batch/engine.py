@@ -7,124 +7,25 @@ has one of them, the others are decoded before it and encoded behind it.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import hashlib
-import json
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ddfup import __version__, io, pair
-from ddfup.batch.journal import NO_SPACE, Claims, Entry, Journal
-from ddfup.batch.outputs import Outputs
+from ddfup.batch.claims import Claims
+from ddfup.batch.journal import Journal
+from ddfup.batch.outputs import open_outputs
 from ddfup.batch.pairing import Pair
-from ddfup.batch.pool import Answer, Pool, Stopped
-from ddfup.errors import DDFUpError, InputError, OutputError
-
-if TYPE_CHECKING:
-    from ddfup.inference import Upsampler
+from ddfup.batch.pool import Pool, Stopped
+from ddfup.batch.processing import Outcome, Processor, Settings
+from ddfup.errors import DDFUpError
 
 # Seconds after which a pair that another process has is looked at again.
-_PATIENCE = 0.3
-# Fields of `pair.Options` that say where and whether to write, not what.
-_NOT_IN_KEY = {"format", "preview", "overwrite", "skip_existing", "max_pixels"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a batch is to do.
-
-    Attributes:
-        out_dir: Output folder.
-        options: How to read and write; its preview, overwrite and skip_existing are not used.
-        weights_sha256: Hash of the weight file.
-        network: Further options that change what the network gives, such as its precision.
-        preview_dir: Folder for previews, or None.
-        overwrite: Whether files that are not from an earlier batch may be replaced.
-        skip_existing: Whether any existing output is left as it is, unseen.
-        retry_failed: Whether pairs that failed before, for their content, are tried again.
-        fail_fast: Whether the first failure ends the batch.
-        dry_run: Whether to find out only what there is to do.
-        workers: Number of threads.
-    """
-
-    out_dir: Path
-    options: pair.Options
-    weights_sha256: str
-    network: tuple[str, ...] = ()
-    preview_dir: Path | None = None
-    overwrite: bool = False
-    skip_existing: bool = False
-    retry_failed: bool = False
-    fail_fast: bool = False
-    dry_run: bool = False
-    workers: int = 3
-
-
-@dataclass
-class Outcome:
-    """What became of one pair.
-
-    Attributes:
-        pair: The pair.
-        out: Its output.
-        status: As the command line reports it.
-        failure: Why it failed.
-        again: Whether that is known from an earlier run.
-        width: Columns of the output; None: not known.
-        height: Its rows.
-        factor: Output width over depth width.
-        device: Where it was computed; None: not in this run.
-        kernels: By which kernels.
-        seconds: Time for reading, upsampling and writing, without waiting for a turn.
-        busy: Time of that which the network took.
-        valid_fraction: Share of output pixels that hold depth.
-        notes: Things the user should know.
-    """
-
-    pair: Pair
-    out: Path
-    status: Literal["ok", "skipped", "failed"] = "failed"
-    failure: Exception | None = None
-    again: bool = False
-    width: int | None = None
-    height: int | None = None
-    factor: float | None = None
-    device: str | None = None
-    kernels: str | None = None
-    seconds: float | None = None
-    busy: float = 0.0
-    valid_fraction: float | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-class _Changed(InputError):
-    """An input was written to meanwhile: the next run is to look again."""
-
-
-class _Turn:
-    """One pair's turn at the network, in the shape of an `Upsampler`."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self.model_name = pool.model_name
-        self.weights_sha256 = pool.weights_sha256
-        self.answer: Answer | None = None
-        self.waited = 0.0
-
-    def __call__(self, depth: Any, guide: Any, *, valid: Any = None, fill: bool = False) -> NDArray[np.float32]:
-        begin = time.perf_counter()
-        self.answer = self._pool.infer(depth, guide, valid, fill)
-        self.waited = time.perf_counter() - begin - self.answer.seconds
-        return self.answer.depth
+PATIENCE = 0.3
+# Pairs in memory for each network: one with it, one before it, one behind it.
+PAIRS_PER_NETWORK = 3
 
 
 class Batch:
@@ -144,12 +45,13 @@ class Batch:
         self._pairs = pairs
         self._settings = settings
         self._journal = journal
-        self._outputs = Outputs(settings.out_dir, settings.preview_dir, journal, overwrite=settings.overwrite)
+        self._outputs = open_outputs(settings.out_dir, settings.preview_dir, journal, overwrite=settings.overwrite)
         self._load = load
         self._pool: Pool | None = None
         self._claims: Claims | None = None
         self._todo: collections.deque[tuple[float, Pair]] = collections.deque((0.0, pair) for pair in pairs)
         self._inbox: queue.SimpleQueue[Outcome | DDFUpError | str] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._ready = threading.Event()
         self._wanted = threading.Lock()
         self._stop = threading.Event()
@@ -175,13 +77,12 @@ class Batch:
         settings = self._settings
         if not settings.dry_run:
             self._claims = self._outputs.open(self._pairs)
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(settings.workers)]
-        running = len(threads)
-        for thread in threads:
-            thread.start()
+        processor = Processor(settings, self._outputs, self._journal, self._claims, self, self._stop.is_set)
+        self._start(processor, settings.workers or _default_threads())
+        ended = 0
         fatal: DDFUpError | None = None
         try:
-            while running:
+            while ended < len(self._threads):
                 message = self._inbox.get()
                 if isinstance(message, Outcome):
                     yield message
@@ -192,31 +93,45 @@ class Batch:
                     self._halt()
                 elif message == "load":
                     self._load_pool()
+                    if settings.workers is None and self._pool is not None:
+                        # Several networks (one on each GPU) want more pairs at once than one does.
+                        self._start(processor, PAIRS_PER_NETWORK * self._pool.size)
                 elif message == "stop":
                     self._halt()
                 else:
-                    running -= 1
+                    ended += 1
             if fatal is not None:
                 raise fatal
         finally:
             self._halt()
-            for thread in threads:
+            for thread in self._threads:
                 thread.join()
             if self._pool is not None:
                 self._pool.close()
             if self._claims is not None:
-                self._outputs.sweep(self._pairs, self._claims)
-                self._claims.close()
+                self._outputs.close(self._pairs, self._claims)
 
     def stop(self) -> None:
         """End after what is under way; may be called by a signal handler."""
         self._inbox.put("stop")
 
-    def _halt(self) -> None:
-        self._stop.set()
-        self._ready.set()
-        if self._pool is not None:
-            self._pool.stop()
+    # --- the network, as the processor asks for it ---
+
+    def want(self) -> None:
+        """Have the network loaded, if nobody has yet."""
+        if self._wanted.acquire(blocking=False):
+            self._inbox.put("load")
+
+    def get(self) -> Pool:
+        """Wait for the network.
+
+        Raises:
+            Stopped: If the batch ends first.
+        """
+        self._ready.wait()
+        if self._stop.is_set() or self._pool is None:
+            raise Stopped
+        return self._pool
 
     def _load_pool(self) -> None:
         if self._stop.is_set():
@@ -230,15 +145,28 @@ class Batch:
             self.loading = False
         self._ready.set()
 
-    # --- one pair ---
+    # --- the threads ---
 
-    def _work(self) -> None:
+    def _start(self, processor: Processor, count: int) -> None:
+        """Have at least so many threads, but no more than pairs."""
+        for _ in range(min(count, max(1, len(self._pairs))) - len(self._threads)):
+            thread = threading.Thread(target=self._work, args=(processor,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _halt(self) -> None:
+        self._stop.set()
+        self._ready.set()
+        if self._pool is not None:
+            self._pool.stop()
+
+    def _work(self, processor: Processor) -> None:
         try:
-            self._work_on()
+            self._work_on(processor)
         finally:
             self._inbox.put("end")
 
-    def _work_on(self) -> None:
+    def _work_on(self, processor: Processor) -> None:
         while not self._stop.is_set():
             try:
                 not_before, work = self._todo.popleft()
@@ -246,138 +174,24 @@ class Batch:
                 break
             if self._stop.wait(max(0.0, not_before - time.monotonic())):
                 break
-            claimed = self._claims is None or self._claims.take(work.name)
-            if not claimed:
-                self._todo.append((time.monotonic() + _PATIENCE, work))
-                continue
-            outcome = Outcome(work, self._outputs.out(work))
-            fatal: DDFUpError | None = None
             try:
-                self._process(work, outcome)
+                outcome = processor.process(work)
             except Stopped:
                 break
-            except DDFUpError as error:
-                outcome.failure = error
-                if isinstance(error, OutputError) and getattr(error.__cause__, "errno", None) in NO_SPACE:
-                    fatal = error
-            except Exception as error:  # a fault of ours, or memory: one pair's, not the batch's
-                outcome.failure = error
-            finally:
-                if self._claims is not None:
-                    self._claims.release(work.name)
-            if fatal is not None or (outcome.failure is not None and self._settings.fail_fast):
+            if outcome is None:
+                self._todo.append((time.monotonic() + PATIENCE, work))
+                continue
+            if outcome.fatal or (outcome.failure is not None and self._settings.fail_fast):
                 # At once, or this thread would take the next pair before the main one hears of it.
                 self._stop.set()
             self._inbox.put(outcome)
-            if fatal is not None:
-                self._inbox.put(fatal)
+            if outcome.fatal and isinstance(outcome.failure, DDFUpError):
+                self._inbox.put(outcome.failure)
 
-    def _process(self, work: Pair, outcome: Outcome) -> None:
-        settings = self._settings
-        if work.problem is not None:
-            raise work.problem
-        if settings.skip_existing and outcome.out.is_file():
-            outcome.status = "skipped"
-            return
-        row = io.format_of(outcome.out)
-        options = dataclasses.replace(settings.options, format=row.name if row else None, preview=None)
-        before = _state(work)
-        planned = pair.plan(work.depth, work.guide, "-", options)
-        outcome.width, outcome.height, outcome.factor = planned.width, planned.height, planned.factor
-        key = self._key(_sha256(work.depth), _sha256(work.guide), planned.target.name)
-        if self._is_done(work, key, outcome):
-            outcome.status = "skipped"
-            return
-        known = self._journal.failure(work.name, key)
-        if known is not None and not settings.retry_failed:
-            outcome.again = True
-            raise InputError(known.error or "failed before", known.hint)
-        self._outputs.check(work)
-        if settings.dry_run:
-            outcome.status = "ok"
-            return
-        try:
-            self._make(work, outcome, planned, options, key, before)
-        except _Changed:
-            raise
-        except InputError as error:
-            # What the system refuses today it may allow tomorrow; a damaged file stays one.
-            if not isinstance(error.__cause__, OSError) or error.__cause__.errno is None:
-                self._journal.add(Entry(work.name, key, error=error.message, hint=error.hint))
-            raise
 
-    def _is_done(self, work: Pair, key: str, outcome: Outcome) -> bool:
-        self._journal.refresh()
-        entries = self._journal.made(work.name, key)
-        if not entries or not outcome.out.is_file():
-            return False
-        digest = _sha256(outcome.out)
-        preview = self._outputs.preview(work)
-        preview_digest = _sha256(preview) if preview is not None and preview.is_file() else None
-        for entry in entries:
-            if entry.sha256 == digest and (preview is None or (preview_digest or "-") == entry.preview_sha256):
-                outcome.valid_fraction = entry.valid_fraction
-                return True
-        return False
-
-    def _make(
-        self, work: Pair, outcome: Outcome, planned: pair.Plan, options: pair.Options, key: str, before: object
-    ) -> None:
-        self._want_pool()
-        inputs = pair.read(planned, options)
-        if _state(work) != before:
-            raise _Changed(f"{work.depth}: depth and guide must not change while they are read", "run it again")
-        self._ready.wait()
-        if self._stop.is_set() or self._pool is None:
-            raise Stopped
-        turn = _Turn(self._pool)
-        done = pair.run(dataclasses.replace(planned, out=None), inputs, cast("Upsampler", turn), options)
-        if turn.answer is None:
-            raise Stopped
-        begin = time.perf_counter()
-        outcome.busy = turn.answer.seconds
-        files = {outcome.out: done.data}
-        entry = Entry(work.name, key, sha256=hashlib.sha256(done.data).hexdigest(), valid_fraction=done.valid_fraction)
-        preview = self._outputs.preview(work)
-        if preview is not None:
-            from ddfup.preview import side_by_side
-
-            label = inputs.unit.label or "disparity"
-            picture = side_by_side(inputs.guide, inputs.depth.depth, turn.answer.depth, label=label)
-            files[preview] = io.encode_image(preview, picture)
-            entry = dataclasses.replace(
-                entry,
-                preview=self._outputs.relative(preview),
-                preview_sha256=hashlib.sha256(files[preview]).hexdigest(),
-            )
-        if self._stop.is_set():
-            raise Stopped
-        self._outputs.write(work, files, entry)
-        outcome.device, outcome.kernels = turn.answer.device, turn.answer.kernels
-        outcome.seconds = done.seconds - turn.waited + time.perf_counter() - begin
-        outcome.valid_fraction, outcome.notes = done.valid_fraction, done.notes
-        outcome.status = "ok"
-
-    def _want_pool(self) -> None:
-        if self._wanted.acquire(blocking=False):
-            self._inbox.put("load")
-
-    def _key(self, depth: str, guide: str, target: str) -> str:
-        options = self._settings.options
-        parts = {
-            "version": __version__,
-            "depth": depth,
-            "guide": guide,
-            "weights": self._settings.weights_sha256,
-            "network": self._settings.network,
-            "format": target,
-            "options": {
-                item.name: repr(getattr(options, item.name))
-                for item in dataclasses.fields(options)
-                if item.name not in _NOT_IN_KEY
-            },
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _default_threads() -> int:
+    # More cores can hide slower disks.
+    return max(PAIRS_PER_NETWORK, min(8, os.cpu_count() or 1))
 
 
 def select_shard(pairs: Iterable[Pair], index: int, count: int) -> list[Pair]:
@@ -387,26 +201,3 @@ def select_shard(pairs: Iterable[Pair], index: int, count: int) -> list[Pair]:
         for pair in pairs
         if int.from_bytes(hashlib.sha256(os.fsencode(pair.name)).digest()[:8], "big") % count == index
     ]
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: must be readable; got {error.strerror or error}", "check the path") from error
-
-
-def _state(work: Pair) -> list[tuple[int, ...] | None]:
-    """Return what changes when an input is written to."""
-    states: list[tuple[int, ...] | None] = []
-    for path in (work.depth, work.guide):
-        try:
-            status = path.stat()
-            states.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
-        except (OSError, ValueError):
-            states.append(None)
-    return states

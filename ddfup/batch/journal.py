@@ -1,27 +1,26 @@
-"""What has been made in an output folder, from what, and who is at work there.
+"""What has been made in an output folder, and from what.
 
-Both live in the folder's ``.ddfup``: an append-only journal for each host, and one lock file.
+This lives in the folder's ``.ddfup``, in an append-only file for each host. On an object store, which cannot append,
+each entry is an object; a batch puts them together at its end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import re
+import secrets
 import socket
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddfup.errors import OutputError
+from ddfup.batch.remote import Location, RemotePath
+from ddfup.errors import DDFUpError, OutputError
 
 STATE_DIR = ".ddfup"
 # A disk that is full, over quota or read-only will be so for the next pair, too.
@@ -59,16 +58,10 @@ class Entry:
 class Journal:
     """The journal of an output folder; safe for threads, and for processes on one or several hosts.
 
-    Args:
-        out_dir: The output folder; it need not exist.
+    `open_journal` makes the right kind for a place.
     """
 
-    def __init__(self, out_dir: Path) -> None:
-        self._folder = out_dir / STATE_DIR
-        # One file for each host: appending is atomic among the processes of one, not across a network.
-        host = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())[:64] or "host"
-        self._own = self._folder / f"journal.{host}.jsonl"
-        self._read: dict[Path, int] = {}
+    def __init__(self) -> None:
         self._entries: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
         self._previews: set[str] = set()
         self._lock = threading.Lock()
@@ -78,29 +71,20 @@ class Journal:
         """Read what other processes have added.
 
         Raises:
-            OutputError: If a journal cannot be read.
+            DDFUpError: If a journal cannot be read.
         """
-        with self._lock:
-            try:
-                # A link could lead the journal out of the output folder.
-                if self._folder.is_symlink():
-                    raise OutputError(f"{self._folder}: must not be a link", "remove it")
-                for path in self._folder.glob("journal.*.jsonl"):
-                    self._refresh(path)
-            except OSError as error:
-                raise OutputError(f"{self._folder}: must be readable; got {error}") from error
+        raise NotImplementedError
 
-    def _refresh(self, path: Path) -> None:
-        begin = self._read.get(path, 0)
-        if path.stat().st_size <= begin:
-            return
-        with path.open("rb") as stream:
-            stream.seek(begin)
-            data = stream.read()
-        # The last line may be under way, or torn for ever; then the next writer begins a new one.
-        whole = data.rfind(b"\n") + 1
-        self._read[path] = begin + whole
-        for line in data[:whole].splitlines():
+    def add(self, entry: Entry) -> None:
+        """Write an entry down, and return when it is safe.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        raise NotImplementedError
+
+    def _take(self, lines: bytes) -> None:
+        for line in lines.splitlines():
             entry = _parse(line)
             if entry is not None:
                 self._entries[entry.out][entry.key].append(entry)
@@ -135,15 +119,58 @@ class Journal:
         with self._lock:
             return next((entry for entry in self._entries.get(out, {}).get(key, []) if not entry.sha256), None)
 
+
+class FolderJournal(Journal):
+    """The journal of a folder: one file for each host, to which its processes append.
+
+    Args:
+        out_dir: The output folder; it need not exist.
+    """
+
+    def __init__(self, out_dir: Path) -> None:
+        self._folder = out_dir / STATE_DIR
+        # One file for each host: appending is atomic among the processes of one, not across a network.
+        host = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())[:64] or "host"
+        self._own = self._folder / f"journal.{host}.jsonl"
+        self._read: dict[Path, int] = {}
+        super().__init__()
+
+    def refresh(self) -> None:
+        """Read what other processes have added.
+
+        Raises:
+            OutputError: If a journal cannot be read.
+        """
+        with self._lock:
+            try:
+                # A link could lead the journal out of the output folder.
+                if self._folder.is_symlink():
+                    raise OutputError(f"{self._folder}: must not be a link", "remove it")
+                for path in self._folder.glob("journal.*.jsonl"):
+                    self._refresh(path)
+            except OSError as error:
+                raise OutputError(f"{self._folder}: must be readable; got {error}") from error
+
+    def _refresh(self, path: Path) -> None:
+        begin = self._read.get(path, 0)
+        if path.stat().st_size <= begin:
+            return
+        with path.open("rb") as stream:
+            stream.seek(begin)
+            data = stream.read()
+        # The last line may be under way, or torn for ever; then the next writer begins a new one.
+        whole = data.rfind(b"\n") + 1
+        self._read[path] = begin + whole
+        self._take(data[:whole])
+
     def add(self, entry: Entry) -> None:
         """Append an entry and wait until it is on the disk.
 
         Raises:
             OutputError: If it cannot be written.
         """
-        text = json.dumps({key: value for key, value in dataclasses.asdict(entry).items() if value not in (None, "")})
         # The leading line break ends a torn line that a killed writer may have left.
-        data = f"\n{text}\n".encode()
+        data = b"\n" + _line(entry)
         try:
             handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
@@ -159,6 +186,89 @@ class Journal:
             ) from error
 
 
+class StoreJournal(Journal):
+    """The journal on an object store: one object for each entry, which `merge` puts together.
+
+    Args:
+        out_dir: The output folder.
+    """
+
+    def __init__(self, out_dir: RemotePath) -> None:
+        self._folder = out_dir / STATE_DIR
+        self._read: set[str] = set()
+        super().__init__()
+
+    def refresh(self) -> None:
+        """Read what other processes have added.
+
+        Raises:
+            InputError: If a journal cannot be read.
+        """
+        with self._lock:
+            # What another batch merges between listing and reading is found by listing again.
+            for _ in range(3):
+                if self._refresh():
+                    break
+
+    def add(self, entry: Entry) -> None:
+        """Write an entry as an object of its own.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        (self._folder / f"journal.part-{secrets.token_hex(8)}.jsonl").write_bytes(_line(entry))
+
+    def merge(self) -> None:
+        """Make one object of those for single entries; killed at any moment, nothing is lost by it."""
+        parts = [path for name, path in self._find() if name.startswith("journal.part-")]
+        if len(parts) < 2:
+            return
+        whole = self._folder / f"journal.{secrets.token_hex(8)}.jsonl"
+        # That another batch has merged the same ones meanwhile is no harm: it did not lose them either.
+        found = [data for data in map(_content, parts) if data is not None]
+        whole.write_bytes(b"".join(found))
+        for path in parts:
+            path.unlink()
+
+    def _refresh(self) -> bool:
+        complete = True
+        for name, path in self._find():
+            if name not in self._read:
+                data = _content(path)
+                complete &= data is not None
+                self._read.add(name)
+                self._take(data or b"")
+        return complete
+
+    def _find(self) -> list[tuple[str, RemotePath]]:
+        names = sorted(self._folder.find().items())
+        return [(name, path) for name, path in names if re.fullmatch(r"journal\.[^/]*\.jsonl", name)]
+
+
+def open_journal(out_dir: Location) -> Journal:
+    """Return the journal of an output folder.
+
+    Raises:
+        DDFUpError: If it cannot be read.
+    """
+    return StoreJournal(out_dir) if isinstance(out_dir, RemotePath) else FolderJournal(out_dir)
+
+
+def _content(path: RemotePath) -> bytes | None:
+    """Return what a part of the journal holds, or None if another batch has merged it meanwhile."""
+    try:
+        return path.read_bytes()
+    except DDFUpError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _line(entry: Entry) -> bytes:
+    values = {key: value for key, value in dataclasses.asdict(entry).items() if value not in (None, "")}
+    return json.dumps(values).encode() + b"\n"
+
+
 def _parse(line: bytes) -> Entry | None:
     try:
         values = json.loads(line)
@@ -171,99 +281,3 @@ def _parse(line: bytes) -> Entry | None:
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(t, str | None) for t in maybe):
         return None
     return entry
-
-
-class Claims:
-    """Who works on what in an output folder, by locks that die with their process.
-
-    They are byte ranges of one lock file: nothing is left over, whatever happens to the process. Byte 0 stands
-    for being at work here at all, the byte at a hash of its name for one output. Where the system or the file
-    system has no such locks, every claim succeeds, and `works` is false.
-
-    Args:
-        out_dir: The output folder, which exists.
-
-    Raises:
-        OutputError: If the lock file cannot be made.
-    """
-
-    def __init__(self, out_dir: Path) -> None:
-        folder = out_dir / STATE_DIR
-        self.works = True
-        try:
-            folder.mkdir(exist_ok=True)
-            self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise OutputError(f"{folder}: must be writable; got {error.strerror or error}") from error
-        self._lock(0, shared=True, wait=True)
-
-    def take(self, name: str) -> bool:
-        """Claim an output; False: another process has it."""
-        return self._lock(_offset(name))
-
-    def release(self, name: str) -> None:
-        """Give a claim back."""
-        self._unlock(_offset(name))
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Keep other processes from beginning; yields False if one is at work already."""
-        alone = self.works and self._lock(0)
-        try:
-            yield alone
-        finally:
-            if alone:
-                self._lock(0, shared=True, wait=True)
-
-    def close(self) -> None:
-        """Give all claims back."""
-        os.close(self._handle)
-
-    def _lock(self, offset: int, *, shared: bool = False, wait: bool = False) -> bool:
-        if not self.works:
-            return True
-        try:
-            import fcntl
-        except ImportError:
-            self.works = False
-            return True
-        try:
-            how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-            fcntl.lockf(self._handle, how, 1, offset)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            self.works = False
-        return True
-
-    def _unlock(self, offset: int) -> None:
-        if self.works:
-            import fcntl
-
-            fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, offset)
-
-
-def _offset(name: str) -> int:
-    # 60 bits: two of a million names meet with a chance of 1 in 2 million, and then only wait for each other.
-    return 1 + int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % (1 << 60)
-
-
-def remove_leftovers(folders: Iterable[Path], *, age: float = 0.0) -> int:
-    """Remove temporary files that killed processes left.
-
-    Args:
-        folders: Where to look; only in these, not below.
-        age: Seconds for which a file must not have changed; 0: whatever its age.
-
-    Returns:
-        Number of files removed.
-    """
-    count = 0
-    for folder in folders:
-        for path in folder.glob(".ddfup-*.tmp"):
-            with contextlib.suppress(OSError):
-                old = not age or time.time() - path.lstat().st_mtime >= age
-                if old and re.fullmatch(r"\.ddfup-[0-9a-f]{16}\.tmp", path.name):
-                    path.unlink()
-                    count += 1
-    return count

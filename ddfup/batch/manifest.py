@@ -12,6 +12,7 @@ from typing import Any
 from ddfup import io
 from ddfup.batch.journal import STATE_DIR
 from ddfup.batch.pairing import Pair, Pairing, find_collisions, output_name
+from ddfup.batch.remote import Location, RemotePath, parse_location
 from ddfup.errors import ArgumentError, InputError, OutputError
 
 _COLUMNS = ("depth", "guide", "out")
@@ -20,8 +21,9 @@ _COLUMNS = ("depth", "guide", "out")
 def read_manifest(path: Path, *, format_name: str | None = None) -> Pairing:
     """Read a list of pairs.
 
-    Paths are relative to the manifest's folder. ``out`` is a name below the output folder; where it is missing or
-    empty, the depth's own name is taken. A row that cannot be used becomes a pair with a problem: it fails alone.
+    Paths are relative to the manifest's folder, or URLs. ``out`` is a name below the output folder; where it is
+    missing or empty, the depth's own name is taken. A row that cannot be used becomes a pair with a problem: it fails
+    alone.
 
     Args:
         path: ``.csv`` with a head line, or ``.jsonl`` with one object per line; UTF-8.
@@ -104,7 +106,7 @@ def _pair(place: str, row: dict[str, Any], folder: Path, format_name: str | None
             raise InputError(f"{place}: must have as many fields as the head line; got {_shown(row)}", "quote commas")
         if not out:
             own = PurePath(depth)
-            plain = not own.anchor and ".." not in own.parts
+            plain = not own.anchor and ".." not in own.parts and "://" not in depth
             out = output_name(own.as_posix() if plain else own.name, format_name)
         name = PurePath(out).as_posix()
         check_name(out)
@@ -116,13 +118,18 @@ def _pair(place: str, row: dict[str, Any], folder: Path, format_name: str | None
             os.fsencode(text)
             if "\0" in text:
                 raise InputError(f"{place}: a path must not hold NUL; got {text!r:.80}", "correct the manifest")
-        return Pair(name, folder / depth, folder / guide)
+        return Pair(name, _source(folder, depth), _source(folder, guide))
     except (InputError, OutputError, UnicodeEncodeError) as error:
         if isinstance(error, UnicodeEncodeError):
             error = InputError(f"{place}: must be paths; got {_shown(row)}", "correct the manifest")
         if not error.message.startswith(place):
             error = type(error)(f"{place}: {error.message}", error.hint)
         return Pair(str(out or ""), Path(str(depth or "")), Path(str(guide or "")), error)
+
+
+def _source(folder: Path, text: str) -> Location:
+    place = parse_location(text)
+    return place if isinstance(place, RemotePath) else folder / place
 
 
 def _shown(row: dict[Any, Any]) -> str:

@@ -10,11 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
 from ddfup import io
 from ddfup.batch.places import Found
+from ddfup.batch.remote import Location
 from ddfup.errors import ArgumentError, DDFUpError
 
 # Whole numbers of so many digits are time since 1970 in milli-, micro- and nanoseconds.
@@ -54,8 +55,8 @@ class Pair:
     """
 
     name: str
-    depth: Path
-    guide: Path
+    depth: Location
+    guide: Location
     problem: DDFUpError | None = None
 
 
@@ -138,7 +139,7 @@ def time_of(name: str) -> Decimal | None:
 def output_name(name: str, format_name: str | None) -> str:
     """Return the name of the output for a depth file's name: with the suffix of the format that was asked for."""
     path = PurePosixPath(name)
-    row = io.format_of(Path(path.name))
+    row = io.format_of(path)
     if format_name is None or (row is not None and row.name == format_name):
         return str(path)
     return str(path.with_suffix(io.FORMATS[format_name].suffixes[0]))

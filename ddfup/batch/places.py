@@ -1,13 +1,14 @@
-"""What a folder, a glob or a file name on the command line stands for."""
+"""What a folder, a glob, a file name or a URL on the command line stands for."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ddfup.batch.remote import Location, RemotePath, parse_location
 from ddfup.errors import InputError
 
 # By content a guide may be anything that `ddfup.io` reads; in a folder, these names are taken for pictures.
@@ -23,7 +24,7 @@ class Found:
         name: Its path below the folder, or below the part of the glob without wildcards; ``/`` between parts.
     """
 
-    path: Path
+    path: Location
     name: str
 
 
@@ -47,19 +48,21 @@ def find_files(place: str, suffixes: Collection[str], *, what: str) -> Place:
     never in circles.
 
     Args:
-        place: A folder, searched with all below it; else a file; else a glob (``**`` = any folders).
+        place: A folder, searched with all below it; else a file; else a glob (``**`` = any folders). The same
+            behind a URL.
         suffixes: Lower-case suffixes that count in a folder; a glob or a file name takes everything.
         what: Name of the argument, for messages.
 
     Raises:
         InputError: If there is no such place, or a folder cannot be read.
     """
-    path = Path(place)
+    path = parse_location(place)
+    if isinstance(path, RemotePath):
+        return _find_remote(path, suffixes, what)
+    place = str(path)
     try:
         if path.is_dir():
-            every = sorted(_walk(path), key=lambda found: found.name)
-            files = [found for found in every if found.path.suffix.lower() in suffixes]
-            return Place(files, len(every) - len(files))
+            return _of_kinds(_walk(path), suffixes)
         if os.path.lexists(path):
             return Place([Found(path, path.name)], 0)
     except (OSError, ValueError) as error:
@@ -67,6 +70,31 @@ def find_files(place: str, suffixes: Collection[str], *, what: str) -> Place:
     if not glob.has_magic(place):
         raise InputError(f"{what} must be a folder, a file or a glob; there is no {place!r}", "check the path")
     return Place(sorted(_match(place), key=lambda found: found.name), 0)
+
+
+def _of_kinds(found: Iterable[Found], suffixes: Collection[str]) -> Place:
+    every = sorted(found, key=lambda found: found.name)
+    files = [found for found in every if found.path.suffix.lower() in suffixes]
+    return Place(files, len(every) - len(files))
+
+
+def _find_remote(place: RemotePath, suffixes: Collection[str], what: str) -> Place:
+    # On a store a folder is what has files below it, and a name may be both; a pattern is told by its marks.
+    if not glob.has_magic(place.path):
+        if place.is_file():
+            return Place([Found(place, place.name)], 0)
+        below = {name: path for name, path in place.find().items() if not _is_hidden(name)}
+        if not below:
+            raise InputError(f"{what} must have files in it; there are none in {str(place)!r}", "check the URL")
+        return _of_kinds((Found(path, name) for name, path in below.items()), suffixes)
+    parts = place.url.split("/")
+    base = RemotePath("/".join(parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))]))
+    named = ((path, path.relative_to(base)) for path in place.glob())
+    return Place(sorted((Found(p, name) for p, name in named if not _is_hidden(name)), key=lambda f: f.name), 0)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _walk(folder: Path) -> Iterator[Found]:

@@ -200,6 +200,23 @@ class ProcessPool:
                 process.join(5)
 
 
+def assign_devices(device: str, count: int, *, one_of_many: bool) -> list[str]:
+    """Return the devices that get a network each.
+
+    Args:
+        device: As for `Upsampler`.
+        count: Number of GPUs that this process sees.
+        one_of_many: Whether other processes of the same job (torchrun) have GPUs of their own.
+
+    Example:
+        >>> assign_devices("auto", 2, one_of_many=False), assign_devices("cuda:1", 2, one_of_many=False)
+        (['cuda:0', 'cuda:1'], ['cuda:1'])
+    """
+    if device in ("auto", "cuda") and count > 1 and not one_of_many:
+        return [f"cuda:{index}" for index in range(count)]
+    return [device]
+
+
 def make_pool(model: str, device: str, precision: str, tile: str | int) -> Pool:
     """Load the network: on every GPU if there are several, none is named, and this is not one process of many.
 
@@ -210,11 +227,10 @@ def make_pool(model: str, device: str, precision: str, tile: str | int) -> Pool:
 
     from ddfup.inference import Upsampler
 
-    several = device in ("auto", "cuda") and "LOCAL_RANK" not in os.environ and torch.cuda.device_count() > 1
-    if several:
-        names = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        return ProcessPool(model, names, precision, tile)
-    return LocalPool(Upsampler(model, device=device, precision=precision, tile=tile))
+    devices = assign_devices(device, torch.cuda.device_count(), one_of_many="LOCAL_RANK" in os.environ)
+    if len(devices) > 1:
+        return ProcessPool(model, devices, precision, tile)
+    return LocalPool(Upsampler(model, device=devices[0], precision=precision, tile=tile))
 
 
 def _timed(upsampler: Upsampler, depth: Any, guide: Any, valid: Any, fill: bool) -> Answer:
@@ -234,7 +250,7 @@ def _serve(connection: Connection, model: str, device: str, precision: str, tile
         upsampler = Upsampler(model, device=device, precision=precision, tile=tile)
         connection.send((upsampler.model_name, upsampler.weights_sha256))
     except Exception as error:
-        connection.send(_portable(error))
+        connection.send(portable(error))
         return
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -242,7 +258,7 @@ def _serve(connection: Connection, model: str, device: str, precision: str, tile
             try:
                 answer: Answer | Exception = _timed(upsampler, depth, guide, valid, fill)
             except Exception as error:
-                answer = _portable(error)
+                answer = portable(error)
             connection.send(answer)
 
 
@@ -261,6 +277,7 @@ def _ended(device: str, process: BaseProcess) -> DeviceError:
     )
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
+    """Return an exception that can be sent to another process."""
     # Exceptions of libraries need not survive pickling.
     return error if isinstance(error, DDFUpError) else RuntimeError(f"{type(error).__name__}: {error}")

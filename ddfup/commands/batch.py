@@ -6,10 +6,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -34,12 +34,30 @@ from ddfup.options import (
     VerboseOption,
     one_of,
 )
-from ddfup.terminal import Terminal, print_json
+from ddfup.terminal import Terminal, data_only, print_json
 
 if TYPE_CHECKING:
-    from ddfup.batch.engine import Batch, Outcome
     from ddfup.batch.journal import Journal
     from ddfup.batch.pairing import Pair, Pairing
+    from ddfup.batch.processing import Outcome
+    from ddfup.batch.remote import Location
+    from ddfup.commands.batch_report import ReportFiles
+
+
+class Engine(Protocol):
+    """What does a batch."""
+
+    loading: bool
+
+    def check(self) -> None:
+        """Refuse, before any work, what must not be."""
+
+    def results(self) -> Generator[Outcome, None, None]:
+        """Do the work; yield what became of each pair."""
+
+    def stop(self) -> None:
+        """End after what is under way."""
+
 
 # Lines about files without partner; the rest is counted, unless with -v.
 _FEW = 5
@@ -52,7 +70,8 @@ def batch(
         list[str],
         typer.Argument(
             metavar="DEPTHS GUIDES OUT_DIR",
-            help="Folders (with all below them) or quoted globs, and where results go; OUT_DIR alone with --manifest.",
+            help="Folders (with all below them), quoted globs or URLs (s3://, gs://), and where results go; "
+            "OUT_DIR alone with --manifest.",
             show_default=False,
         ),
     ],
@@ -92,7 +111,7 @@ def batch(
     fill: FillOption = False,
     format: FormatOption = None,
     preview: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--preview", metavar="DIR", help="Also write pictures: guide, input, result.", show_default=False),
     ] = None,
     overwrite: OverwriteOption = False,
@@ -101,10 +120,19 @@ def batch(
         bool, typer.Option("--retry-failed", help="Try damaged inputs again that have not changed.")
     ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    write_report: Annotated[
+        bool,
+        typer.Option("--report", help="Also write OUT_DIR/batch.html and batch.csv: what became of each pair."),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", min=1, max=256, help="Pairs read and written at once. Default: by cores.", show_default=False
+            "--workers",
+            min=1,
+            max=4096,
+            metavar="N",
+            help="Pairs read and written at once; with Ray, worker processes. Default: what the machines have.",
+            show_default=False,
         ),
     ] = None,
     shard: Annotated[
@@ -116,6 +144,14 @@ def batch(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Work on this machine, or on the Ray cluster of RAY_ADDRESS (else a local one)."),
+    ] = "local",
+    ray_wait: Annotated[
+        float,
+        typer.Option("--ray-wait", min=0, metavar="SECONDS", help="How long to wait for room on the Ray cluster."),
+    ] = 120.0,
     dry_run: DryRunOption = False,
     max_pixels: MaxPixelsOption = 200_000_000,
     as_json: JsonOption = False,
@@ -135,7 +171,9 @@ def batch(
         raise ArgumentError(f"batch must have {wanted}; got {len(places)}: {' '.join(places)}", "quote globs")
     part = _parse_shard(shard, terminal)
     from ddfup import io, pair
-    from ddfup.batch.engine import Batch, Settings, select_shard
+    from ddfup.batch.engine import Batch, select_shard
+    from ddfup.batch.processing import Settings
+    from ddfup.batch.remote import parse_location
     from ddfup.models import DEFAULT_MODEL, find_model
 
     options = pair.Options(
@@ -145,7 +183,7 @@ def batch(
         fill=fill,
         max_pixels=max_pixels,
     )
-    out_dir = Path(places[-1])
+    out_dir = parse_location(places[-1])
     with terminal.working("looking for pairs"):
         # The journal comes second: what another run adds to OUT_DIR meanwhile is in it, and is no input.
         found, journal = _find_pairs(places, manifest, pair_by, pair_regex, format, out_dir)
@@ -157,29 +195,51 @@ def batch(
         options=options,
         weights_sha256=info.sha256,
         network=("fp32" if precision == "auto" else precision, tile),
-        preview_dir=preview,
+        preview_dir=parse_location(preview) if preview else None,
         overwrite=overwrite,
         skip_existing=skip_existing,
         retry_failed=retry_failed,
         fail_fast=fail_fast,
         dry_run=dry_run,
-        workers=min(workers or _default_workers(), max(1, len(pairs))),
+        workers=workers,
     )
+
+    side = int(tile) if tile.isdigit() else tile
 
     def load() -> Any:
         from ddfup.batch.pool import make_pool
 
-        return make_pool(str(info.path), device, precision, int(tile) if tile.isdigit() else tile)
+        return make_pool(str(info.path), device, precision, side)
 
-    work = Batch(pairs, settings, journal, load)
+    work: Engine
+    if engine == "ray":
+        from ddfup.batch.ray_engine import Plan, RayBatch
+
+        work = RayBatch(pairs, settings, journal, Plan(info.path, device, precision, side, ray_wait))
+    if engine == "local" or dry_run:
+        work = Batch(pairs, settings, journal, load)
     work.check()
-    counts = _run(terminal, work, pairs, info.name, as_json=as_json, dry_run=dry_run)
+    files = None
+    if write_report and not dry_run:
+        from ddfup.commands.batch_report import ReportFiles
+
+        files = ReportFiles(out_dir, settings.preview_dir, part, overwrite=overwrite)
+    # Ray prints news of its cluster on stdout.
+    with data_only(terminal) if engine == "ray" else contextlib.nullcontext():
+        counts = _run(terminal, work, pairs, info.name, files, as_json=as_json, dry_run=dry_run)
     if counts["failed"]:
         raise typer.Exit(3 if counts["ok"] or counts["skipped"] else 4)
 
 
 def _run(
-    terminal: Terminal, work: Batch, pairs: list[Pair], model: str, *, as_json: bool, dry_run: bool
+    terminal: Terminal,
+    work: Engine,
+    pairs: list[Pair],
+    model: str,
+    files: ReportFiles | None,
+    *,
+    as_json: bool,
+    dry_run: bool,
 ) -> dict[str, int]:
     """Do the work and tell of it; return how often each status came."""
     counts = dict.fromkeys(("ok", "skipped", "failed", "again"), 0)
@@ -195,8 +255,11 @@ def _run(
             counts["again"] += outcome.again
             busy += outcome.busy
             _report(terminal, outcome, dry_run=dry_run)
+            record = _record(outcome, model, dry_run)
             if as_json:
-                print_json(_record(outcome, model, dry_run))
+                print_json(record)
+            if files is not None:
+                files.add(record, outcome.pair.name)
             rate = counts["ok"] / max(time.monotonic() - begin, 1e-9)
             show(step, f"{rate:.2g} pairs/s" + (f", {counts['failed']} failed" if counts["failed"] else ""))
     seconds = time.monotonic() - begin
@@ -212,6 +275,9 @@ def _run(
         terminal.note(f"the network worked {busy / seconds:.0%} of the time", detail=True)
     if counts["again"]:
         terminal.note(f"{counts['again']} failed before and have not changed: --retry-failed tries them again")
+    if files is not None:
+        files.write(seconds)
+        terminal.note(f"report: {files.page}")
     if caught and left:
         raise SystemExit(128 + caught[0])
     return counts
@@ -222,7 +288,7 @@ def _rate(count: int, seconds: float, dry_run: bool) -> str:
 
 
 @contextlib.contextmanager
-def _stopping(work: Batch) -> Iterator[list[int]]:
+def _stopping(work: Engine) -> Iterator[list[int]]:
     """Let the first SIGINT or SIGTERM end the work after the pair under way; a second one acts at once.
 
     Yields:
@@ -304,10 +370,10 @@ def _find_pairs(
     pair_by: str | None,
     pair_regex: str | None,
     format_name: str | None,
-    out_dir: Path,
+    out_dir: Location,
 ) -> tuple[Pairing, Journal]:
     from ddfup import io
-    from ddfup.batch.journal import Journal
+    from ddfup.batch.journal import open_journal
     from ddfup.batch.manifest import read_manifest
     from ddfup.batch.pairing import pair_files, parse_rule
     from ddfup.batch.places import GUIDE_SUFFIXES, find_files
@@ -318,18 +384,18 @@ def _find_pairs(
         found = read_manifest(manifest, format_name=format_name)
         if not found.pairs:
             raise PairingError(f"--manifest: {manifest} must list a pair; it lists none")
-        return found, Journal(out_dir)
+        return found, open_journal(out_dir)
     if pair_by == "manifest":
         raise ArgumentError("--pair-by manifest must come with --manifest FILE")
     rule = parse_rule(pair_by or ("stem" if pair_regex is None else "regex"), pair_regex)
     suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
     depths = find_files(places[0], suffixes, what="DEPTHS")
     guides = find_files(places[1], GUIDE_SUFFIXES, what="GUIDES")
-    journal = Journal(out_dir)
+    journal = open_journal(out_dir)
     # Where OUT_DIR is an input folder, too, what was made there is no input.
-    made = {os.path.realpath(out_dir / name) for name in journal.files()}
+    made = {_identity(out_dir / name) for name in journal.files()}
     depth_files, guide_files = (
-        [file for file in place.files if os.path.realpath(file.path) not in made] if made else place.files
+        [file for file in place.files if _identity(file.path) not in made] if made else place.files
         for place in (depths, guides)
     )
     found = pair_files(depth_files, guide_files, rule, format_name=format_name)
@@ -347,6 +413,10 @@ def _find_pairs(
     return found, journal
 
 
+def _identity(place: Location) -> str:
+    return os.path.realpath(place) if isinstance(place, Path) else str(place)
+
+
 def _tell(terminal: Terminal, found: Pairing) -> None:
     """Name what has no partner; refuse what is not clear."""
     for lines, most in ((found.orphans, _FEW), (found.conflicts, _MANY)):
@@ -359,11 +429,6 @@ def _tell(terminal: Terminal, found: Pairing) -> None:
             f"pairs must be clear before anything is done; {len(found.conflicts)} are not: {found.conflicts[0]}",
             "narrow the places by globs, or use --manifest",
         )
-
-
-def _default_workers() -> int:
-    # One pair is with the network, one before it and one behind it; more cores can hide slower disks.
-    return max(3, min(8, os.cpu_count() or 1))
 
 
 def _parse_shard(text: str | None, terminal: Terminal) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +173,32 @@ def render_benchmark(*, dataset: str, lead: str, tables: Sequence[Any], facts: S
     names = list(dict.fromkeys(table.metric for table in tables))
     groups = [[table for table in tables if table.metric == name] for name in names]
     return _render("benchmark.html", dataset=dataset, lead=lead, groups=groups, facts=facts)
+
+
+def render_batch(
+    records: Sequence[Mapping[str, Any]], *, title: str, seconds: float, previews: Mapping[str, str]
+) -> bytes:
+    """Return batch.html; the arguments are those of `ddfup.report.batch.batch_report`."""
+    made = [record for record in records if record["status"] == "ok"]
+    failed = [record for record in records if record["status"] == "failed"]
+    tiles = [
+        ("Written", len(made), ""),
+        ("Already done", sum(record["status"] == "skipped" for record in records), ""),
+        ("Failed", len(failed), ""),
+        ("Time", f"{seconds:.1f}", "s"),
+        ("Rate", f"{len(made) / seconds:.2g}" if made and seconds > 0 else "\N{EN DASH}", "pairs/s"),
+    ]
+    shown = [(str(r["out"]), previews[str(r["out"])]) for r in records if str(r["out"]) in previews]
+    styles = {"width": (1, 0), "height": (1, 0), "factor": (1, 2), "valid_fraction": (100, 1), "seconds": (1, 2)}
+    rows = []
+    for record in records:
+        words = {"ok": ("written", 2), "skipped": ("already done", 1), "failed": ("failed", 0)}
+        cells: list[tuple[str, Any]] = [words[str(record["status"])]]
+        for key, (factor, digits) in styles.items():
+            value = math.nan if record[key] is None else float(record[key])
+            cells.append((Style(factor, "", digits).number(value), f"{value:.9g}"))
+        rows.append({"out": str(record["out"]), "cells": cells})
+    return _render("batch.html", title=title, records=records, failed=failed, tiles=tiles, pictures=shown, rows=rows)
 
 
 def _worst_first(report: Report) -> list[str]:

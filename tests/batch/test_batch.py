@@ -19,8 +19,9 @@ from PIL import Image
 from torture import FORMATS, check_whole, finish, interrupt_often, kill_often, start, tree, write_pair, write_scene
 
 from ddfup import cli, io, models, pair
-from ddfup.batch import engine, pool
-from ddfup.batch.journal import Claims, Entry, Journal
+from ddfup.batch import engine, pool, processing
+from ddfup.batch.claims import FolderClaims
+from ddfup.batch.journal import Entry, FolderJournal
 from ddfup.errors import DeviceError, InputError, WeightsError
 
 KEYS = [
@@ -391,7 +392,7 @@ def test_an_input_that_changes_meanwhile_is_not_recorded(scene, nearest, run, mo
             os.utime(work.depth, ns=(1, 1))
         return inputs
 
-    monkeypatch.setattr(engine.pair, "read", read)
+    monkeypatch.setattr(processing.pair, "read", read)
     code, records, _ = run()
     assert code == 3 and "must not change while they are read" in records["out/room0/0000.png"]["error"]
     assert statuses(run()[1]) == (1, 5, 0)
@@ -530,7 +531,7 @@ def test_a_torn_journal(scene, nearest, run):
 
 def test_journal_entries_survive_and_are_seen_by_others(tmp_path):
     (tmp_path / ".ddfup").mkdir()
-    first, second = Journal(tmp_path), Journal(tmp_path)
+    first, second = FolderJournal(tmp_path), FolderJournal(tmp_path)
     entry = Entry("ü/\udcff\n.png", "k", sha256="s", preview="../p.jpg", preview_sha256="t", valid_fraction=0.5)
     first.add(entry)
     first.add(Entry("b.png", "k", error="bad", hint="h"))
@@ -563,13 +564,13 @@ def test_shards_by_option_and_environment(scene, nearest, run, monkeypatch):
 
 
 def test_claims_die_with_their_process(tmp_path):
-    claims = Claims(tmp_path)
+    claims = FolderClaims(tmp_path)
     with claims.alone() as alone:
         assert alone
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        other = Claims(tmp_path)
+        other = FolderClaims(tmp_path)
         os.write(write, b"y" if other.take("a.png") else b"n")
         time.sleep(60)
         os._exit(0)
@@ -640,10 +641,57 @@ def test_the_network_does_not_wait_for_files(scene, nearest, run, monkeypatch):
         reading.release()
         return inputs
 
-    monkeypatch.setattr(engine.pair, "read", read)
+    monkeypatch.setattr(processing.pair, "read", read)
     waited = []
     nearest.before = lambda: nearest.calls == 1 and waited.extend(reading.acquire(timeout=20) for _ in range(2))
     assert run("--workers", "3")[0] == 0 and waited == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "one_of_many", "expected"),
+    [
+        ("auto", 0, False, ["auto"]),
+        ("auto", 1, False, ["auto"]),
+        ("auto", 3, False, ["cuda:0", "cuda:1", "cuda:2"]),
+        ("cuda", 2, False, ["cuda:0", "cuda:1"]),
+        ("cuda:1", 2, False, ["cuda:1"]),
+        ("cpu", 2, False, ["cpu"]),
+        # Under torchrun each process has its own.
+        ("auto", 2, True, ["auto"]),
+        ("cuda", 2, True, ["cuda"]),
+    ],
+)
+def test_which_devices_get_a_network(device, count, one_of_many, expected):
+    assert pool.assign_devices(device, count, one_of_many=one_of_many) == expected
+
+
+def test_several_gpus_get_a_process_each(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(pool, "ProcessPool", lambda *arguments: asked.append(arguments))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    pool.make_pool("w", "auto", "fp32", "auto")
+    assert asked == [("w", ["cuda:0", "cuda:1"], "fp32", "auto")]
+
+
+def test_several_networks_have_enough_pairs(scene, nearest, run, monkeypatch):
+    # Each pair waits, when it is read, until as many are at hand as three networks want.
+    write_scene(scene, 12)
+    monkeypatch.setattr(engine.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(pool.LocalPool, "size", 3)
+    original, lock, enough, entered = pair.read, threading.Lock(), threading.Event(), []
+
+    def read(work, options):
+        with lock:
+            entered.append(work)
+            if len(entered) == 9:
+                enough.set()
+        assert enough.wait(20), f"only {len(entered)} pairs at once"
+        return original(work, options)
+
+    monkeypatch.setattr(processing.pair, "read", read)
+    code, records, err = run()
+    assert code == 0 and statuses(records) == (12, 0, 0), err
 
 
 def test_one_process_for_each_device(tmp_path):
