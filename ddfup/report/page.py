@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,7 @@ def render_report(report: Report, cards: Sequence[Card]) -> bytes:
                 "entry": entry,
                 "plot": plot,
                 "spoken": _spoken(meaning, style, entry) if plot else "",
+                "ends": _ends(style, plot.low, plot.high) if plot else (),
             }
         )
     return _render(
@@ -154,7 +155,7 @@ def render_comparison(comparison: Comparison) -> bytes:
     for name, line in comparison.lines.items():
         reach = max(abs(value) for value in (line.difference, line.low, line.high) if math.isfinite(value)) or 1.0
         placed = charts.interval(line.difference, line.low, line.high, reach=reach * 1.15) if line.images > 1 else None
-        plots[name] = (placed, charts.histogram(list(line.differences.values())))
+        plots[name] = (placed, charts.histogram(list(line.differences.values()), with_zero=True))
     first = comparison.lines.get("rmse") or next(iter(comparison.lines.values()))
     sign = 1 if first.meaning.better == "lower" else -1
     images = sorted(comparison.images, key=lambda image: -sign * first.differences.get(image, -sign * math.inf))
@@ -186,6 +187,15 @@ def _spoken(meaning: Metric, style: Style, entry: dict[str, Any]) -> str:
         f"Histogram of {meaning.label} over {entry['images']} images: from {style.text(low)} to {style.text(high)}, "
         f"mean {style.text(entry['mean'])}, median {style.text(entry['median'])}"
     )
+
+
+def _ends(style: Style, low: float, high: float) -> tuple[str, str]:
+    """Return the ends of an axis, with as many decimals as it takes to tell them apart."""
+    for digits in range(style.digits, style.digits + 6):
+        finer = replace(style, digits=digits)
+        if finer.number(low) != finer.number(high):
+            return finer.number(low), finer.number(high)
+    return style.number(low), style.number(high)
 
 
 def _card(card: Card, report: Report, written: dict[str, Style]) -> dict[str, Any]:
