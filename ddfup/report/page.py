@@ -67,6 +67,10 @@ class Style:
             return "\N{EN DASH}"
         return self.plain(value).replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
+    def shows(self, value: float) -> bool:
+        """Tell whether anything but zeros is left of a number at these decimals."""
+        return bool(float(f"{value * self.factor:.{self.digits}f}"))
+
     def text(self, value: float) -> str:
         """Return the number with its unit."""
         space = "\u202f" if self.unit else ""
@@ -129,6 +133,7 @@ def render_report(report: Report, cards: Sequence[Card]) -> bytes:
         )
     return _render(
         "report.html",
+        label=report.unit,
         report=report,
         settings=_settings(report),
         tiles=tiles,
@@ -245,13 +250,19 @@ def _settings(report: Report) -> list[tuple[str, str]]:
     return texts
 
 
-def _render(template: str, **values: Any) -> bytes:
-    """Fill in a template; the page may run its own script and style, and load pictures, nothing else."""
+def _render(template: str, *, label: str = "m", **values: Any) -> bytes:
+    """Fill in a template; the page may run its own script and style, and load pictures, nothing else.
+
+    Args:
+        template: Its file.
+        label: Unit of the depth, which decides what its colours mean.
+        values: What the template asks for.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     flat = np.array([[0.0, 1.0]], np.float32)
-    depth, error = depth_scale(flat, label="m"), error_scale(flat, label="m")
+    depth, error = depth_scale(flat, label=label), error_scale(flat, label=label)
     gradients = "".join(
         f".bar-{name}{{background:linear-gradient(to right,{','.join(stops(scale))})}}"
         for name, scale in (("depth", depth), ("error", error))
