@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -100,29 +100,62 @@ class Upsampler:
         status = native.status()
         return "native" if (status.cuda if self._device.type == "cuda" else status.cpu).loaded else "torch"
 
+    @overload
     def __call__(
         self,
         depth: NDArray[np.floating] | NDArray[np.integer],
-        guide: NDArray[np.generic],
+        guide: NDArray[np.generic] | Tensor,
         *,
-        valid: NDArray[np.bool_] | None = None,
+        valid: NDArray[np.bool_] | Tensor | None = None,
         fill: bool = False,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def __call__(
+        self,
+        depth: Tensor,
+        guide: NDArray[np.generic] | Tensor,
+        *,
+        valid: NDArray[np.bool_] | Tensor | None = None,
+        fill: bool = False,
+    ) -> Tensor: ...
+
+    def __call__(
+        self,
+        depth: NDArray[np.floating] | NDArray[np.integer] | Tensor,
+        guide: NDArray[np.generic] | Tensor,
+        *,
+        valid: NDArray[np.bool_] | Tensor | None = None,
+        fill: bool = False,
+    ) -> NDArray[np.float32] | Tensor:
         """Upsample one depth map to the size of its guide.
+
+        Arrays and tensors are both taken, tensors of any device; a guide that is a tensor may have its channels
+        first. No gradients are kept: networks to train are made by `load_model`.
 
         Args:
             depth: (h, w), any unit; non-finite or 0 = no measurement.
-            guide: (H, W, 3) or (H, W), uint8, uint16, or float in [0, 1]; the same view, at least as large.
+            guide: (H, W, 3), (H, W) or, as a tensor, (3, H, W); uint8, uint16, or float in [0, 1]; the same view,
+                at least as large.
             valid: (h, w); False = no measurement; None: finite and not 0.
             fill: Also give depth where there was no measurement, rather than NaN.
 
         Returns:
-            (H, W) in the unit of ``depth``, NaN where the nearest low-resolution pixel has no measurement.
+            (H, W) float32 in the unit of ``depth``, NaN where the nearest low-resolution pixel has no measurement;
+            an array or, if ``depth`` is a tensor, a tensor on its device.
 
         Raises:
             InputError: If a shape is wrong, the two do not fit each other, or no pixel is valid.
             DeviceError: If the device has too little memory even for the smallest tiles.
         """
+        if isinstance(depth, Tensor):
+            result = self(_to_array(depth), guide, valid=valid, fill=fill)
+            return torch.from_numpy(result).to(depth.device)
+        if isinstance(guide, Tensor):
+            first = guide.ndim == 3 and guide.shape[0] == 3 and guide.shape[2] != 3
+            guide = _to_array(guide.permute(1, 2, 0) if first else guide)
+        if isinstance(valid, Tensor):
+            valid = _to_array(valid)
         low, mask = _check_depth(depth, valid)
         image = _check_guide(guide)
         check_sizes((low.shape[1], low.shape[0]), (image.shape[1], image.shape[0]))
@@ -212,6 +245,13 @@ class Upsampler:
     def _to_numpy(output: Tensor) -> NDArray[np.float32]:
         array: NDArray[np.float32] = output[0, 0].float().cpu().numpy()
         return array
+
+
+def _to_array(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    # numpy has no bfloat16.
+    array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def _to_unit(image: NDArray[np.generic]) -> NDArray[np.float32]:

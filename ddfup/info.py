@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ _COLUMNS = 80
 _LABELS = 30
 # Beyond these medians the usual unit is hard to believe: in metres, and in millimetres.
 _FAR_METRES, _FAR_MM = 200.0, 20_000.0
+# Integers do not say what they count: these are the other usual steps.
+_INTEGERS = "integers around"
+_OTHERS = ("mm", "tum", "kitti", "vkitti")
+_CONFIDENCE = ("low", "medium", "high")
+_PICTURES = frozenset({".jpg", ".jpeg", ".webp", ".heic", ".heif"})
 _ORIENTATIONS = {
     1: "upright",
     2: "mirrored",
@@ -36,28 +42,30 @@ def describe(
     unit: io.Unit | None = None,
     invalid: tuple[float, ...] = io.DEFAULT_INVALID,
     max_pixels: int = io.DEFAULT_MAX_PIXELS,
+    raw: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Return what is known about a depth file or a picture, ready for JSON.
+    """Return what is known about a depth file, a confidence map or a picture, ready for JSON.
 
     Args:
         path: The file.
         unit: Meaning of stored depth; None: guessed, and said why.
         invalid: Stored values that mean "no measurement".
         max_pixels: Largest number of pixels allowed.
+        raw: (width, height) of files without a header; those with a known suffix are read as ever.
 
     Raises:
-        InputError: If the file is neither, or damaged.
+        InputError: If the file is none of them, or damaged.
     """
     try:
-        row, header, raw = io.read_stored(path, max_pixels=max_pixels)
+        row, header, numbers = io.read_stored(path, max_pixels=max_pixels, raw=raw)
     except InputError as error:
         return _picture(path, max_pixels, error)
-    valid = np.isfinite(raw)
+    valid = np.isfinite(numbers)
     for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
         if np.isfinite(value):
-            valid &= raw != value
-    stored = raw[valid]
-    notes = io.read_notes(path)
+            valid &= numbers != value
+    stored = numbers[valid]
+    notes = io.read_notes(path) if row.name in io.FORMATS else {}
     guess, reason = (unit, "as given") if unit else guess_unit(stored, notes, path)
     facts: dict[str, Any] = {
         "file": str(path),
@@ -74,8 +82,8 @@ def describe(
     values = _meant(meaning, stored)
     facts |= {
         "values_in": meaning.label or "stored values",
-        "valid_fraction": values.size / raw.size,
-        "holes_fraction": 1 - values.size / raw.size,
+        "valid_fraction": values.size / numbers.size,
+        "holes_fraction": 1 - values.size / numbers.size,
         "stored_minimum": float(stored.min()) if stored.size else None,
         "stored_maximum": float(stored.max()) if stored.size else None,
         "minimum": float(values.min()) if values.size else None,
@@ -83,7 +91,17 @@ def describe(
         "percentiles": {},
         "histogram": {"edges": [], "counts": []},
         "metadata": notes,
+        "otherwise": {},
+        "levels": {},
     }
+    if unit is None and guess is not None and reason.startswith(_INTEGERS):
+        others = (io.UNITS[name] for name in _OTHERS if io.UNITS[name].per_metre != guess.per_metre)
+        facts["otherwise"] = {
+            other.name: [float(end) / other.factor for end in (stored.min(), stored.max())] for other in others
+        }
+    if header.dtype.itemsize == 1 and 0 <= int(numbers.min()) <= int(numbers.max()) < len(_CONFIDENCE):
+        counts = np.bincount(numbers.ravel(), minlength=len(_CONFIDENCE))
+        facts["levels"] = {str(level): count for level, count in enumerate(counts.tolist())}
     if values.size:
         marks = np.percentile(values, PERCENTILES)
         facts["percentiles"] = {str(share): float(mark) for share, mark in zip(PERCENTILES, marks, strict=True)}
@@ -105,8 +123,13 @@ def _picture(path: Path, max_pixels: int, error: InputError) -> dict[str, Any]:
     try:
         header = io.read_guide_header(path, max_pixels=max_pixels)
     except InputError as other:
-        # Of the two complaints, that about what the file's name promises.
-        raise (other if io.format_of(path) is None else error) from None
+        # Of the two complaints, that about what the file's name promises. One that is neither by name is told so.
+        if io.format_of(path) is not None or not path.is_file() or path.suffix.lower() in _PICTURES:
+            raise (error if io.format_of(path) is not None else other) from None
+        raise InputError(
+            f"{path}: must be a depth file or a picture; its name and content are neither",
+            "numbers without a header need a size: --raw 256x192",
+        ) from None
     bits = {"png": "16 bits", "tiff": "16 bits", "exr": "linear light"}.get(header.decoder, "8 bits")
     return {
         "file": str(path),
@@ -155,16 +178,16 @@ def guess_unit(stored: NDArray[Any], notes: Mapping[str, str], path: Path) -> tu
         turned = io.UNITS["nyu-raw"].from_stored(stored)
         plain = stored.astype(np.uint16).byteswap()
         if int(stored.max()) > 2047 >= int(plain.max()) and np.isfinite(turned).any():
-            return io.UNITS["nyu-raw"], "11-bit values with their bytes swapped: raw disparity of a Kinect"
+            return io.UNITS["nyu-raw"], "11-bit values, bytes swapped: raw disparity of a Kinect"
         if int(stored.max()) > 16_384 and not (stored & 7).any():
-            return io.UNITS["sunrgbd"], "all values are multiples of 8, most of them large: rotated by 3 bits"
+            return io.UNITS["sunrgbd"], "multiples of 8, the largest large: rotated by 3 bits"
     if middle > _FAR_MM:
-        return io.UNITS["tum"], f"integers around {middle:.5g}: far for mm, likely at 5000 per metre"
-    return io.UNITS["mm"], f"integers around {middle:.5g}"
+        return io.UNITS["tum"], f"{_INTEGERS} {middle:.5g}: far for mm, likely 5000 per metre"
+    return io.UNITS["mm"], f"{_INTEGERS} {middle:.5g}"
 
 
 def lines(facts: Mapping[str, Any], *, blocks: str = " ▏▎▍▌▋▊▉█") -> Iterator[str]:
-    """Yield what `describe` returns as lines of text, at most 80 columns but for names and metadata.
+    """Yield what `describe` returns as lines of text, at most 80 columns but for metadata.
 
     Args:
         facts: The description.
@@ -175,8 +198,23 @@ def lines(facts: Mapping[str, Any], *, blocks: str = " ▏▎▍▌▋▊▉█"
         yield _line("picture", f"{facts['format'].upper()}, {size}, {facts['values']}, {facts['bytes']} bytes")
         yield _line("orientation", f"EXIF {facts['orientation']}: stored {facts['stored']}")
         return
-    yield _line("depth", f"{facts['format'].upper()}, {size}, {facts['dtype']}, {facts['bytes']} bytes")
+    kind = "confidence" if facts["levels"] else "depth"
+    yield _line(kind, f"{facts['format'].upper()}, {size}, {facts['dtype']}, {facts['bytes']} bytes")
+    if facts["levels"]:
+        pixels = facts["width"] * facts["height"]
+        shares = (
+            f"{level} ({name}) {count / pixels:.1%}"
+            for (level, count), name in zip(facts["levels"].items(), _CONFIDENCE, strict=True)
+        )
+        yield _line("levels", ", ".join(shares))
+        yield _line("use", "beside its depth: --confidence")
+        yield from (_line("metadata", f"{key}: {text}") for key, text in facts["metadata"].items())
+        return
     yield _line("unit", f"{facts['unit'] or 'unknown'} ({facts['unit_reason']})")
+    if facts["otherwise"]:
+        ranges = (f"{name} {low:.3g} to {high:.3g} m" for name, (low, high) in facts["otherwise"].items())
+        for number, text in enumerate(textwrap.wrap(", ".join(ranges), _COLUMNS - len(_line("", "")))):
+            yield _line("" if number else "otherwise", text)
     label = "" if facts["values_in"] == "stored values" else f" {facts['values_in']}"
     holes = round(facts["holes_fraction"] * facts["width"] * facts["height"])
     if facts["minimum"] is not None:

@@ -75,6 +75,8 @@ __all__ = [
 DEFAULT_INVALID = (0.0, math.nan, math.inf)
 # Confidence of ARKit and Record3D: 0 low, 1 medium, 2 high.
 DEFAULT_MIN_CONFIDENCE = 1
+# What people take for depth although it is a picture of it; the suffixes of depth formats are not among them.
+_PICTURES = frozenset({".jpg", ".jpeg", ".webp", ".heic", ".heif", ".bmp", ".gif"})
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ def read_depth_header(
         check_pixels(path, *raw, max_pixels)
         row = raw_format(*raw)
     if row is None:
-        raise InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}", COLOUR_HINT)
+        raise InputError(
+            f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}",
+            COLOUR_HINT if path.suffix.lower() in _PICTURES else "numbers without a header need a size: --raw 256x192",
+        )
     if not start.startswith(row.magics):
         actual = next((other.name for other in FORMATS.values() if start.startswith(other.magics)), None)
         raise InputError(
@@ -222,13 +227,20 @@ def read_depth(
     return DepthMap(depth, valid, unit, header.dtype, path, row)
 
 
-def read_stored(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Format, Header, NDArray[Any]]:
+def read_stored(
+    path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: tuple[int, int] | None = None
+) -> tuple[Format, Header, NDArray[Any]]:
     """Read the numbers of a depth file as they are stored, whatever they mean.
+
+    Args:
+        path: The file.
+        max_pixels: Largest number of pixels allowed, checked before decoding.
+        raw: (width, height) of files without a header; see `read_depth_header`.
 
     Raises:
         InputError: If the file cannot be used.
     """
-    row, header = read_depth_header(path, unit=UNITS["disparity"], max_pixels=max_pixels)
+    row, header = read_depth_header(path, unit=UNITS["disparity"], max_pixels=max_pixels, raw=raw)
     return row, header, _decode(path, row, header)
 
 

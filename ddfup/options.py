@@ -90,11 +90,13 @@ def one_of(ctx: typer.Context, **flags: bool) -> tuple[bool, ...]:
 
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DepthFormat = Literal["png", "tiff", "exr", "pfm", "npy", "npz"]
+DepthFormat = Literal["png", "tiff", "exr", "pfm", "pgm", "npy", "npz"]
 
 DepthArgument = Annotated[
     Path,
-    typer.Argument(metavar="DEPTH", help="Low-resolution depth: png, tif, exr, pfm, npy, npz.", show_default=False),
+    typer.Argument(
+        metavar="DEPTH", help="Low-resolution depth: png, tif, exr, pfm, pgm, npy, npz.", show_default=False
+    ),
 ]
 GuideArgument = Annotated[
     Path,

@@ -191,11 +191,17 @@ def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> R
     start = time.perf_counter()
     source, guide, dtype, unit = inputs.depth, inputs.guide, inputs.dtype, inputs.unit
     depth = upsampler(source.depth, guide, valid=source.valid, fill=options.fill)
+    notes = []
     low, high = io.limits(dtype, unit)
-    beyond = int(np.count_nonzero(depth < low)) + int(np.count_nonzero(depth > high))
+    # The input fits, so these are the network's overshoots at the very ends of the range.
+    below, beyond = int(np.count_nonzero(depth < low)), int(np.count_nonzero(depth > high))
+    if below:
+        nearest = float(source.depth[source.valid].min())
+        depth = np.where(depth < low, np.float32(max(low, nearest)), depth)
+        notes.append(f"{below} pixels came out nearer than {dtype} holds and were set to the nearest of the input")
     if beyond:
-        # The input fits, so this is the network's overshoot at the very end of the type's range.
-        depth = np.clip(depth, low, high)
+        depth = np.minimum(depth, np.float32(high))
+        notes.append(f"{beyond} pixels came out farther than {dtype} holds and were limited to it")
     details = {
         "model": upsampler.model_name,
         "weights_sha256": upsampler.weights_sha256,
@@ -217,7 +223,7 @@ def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> R
         data=data,
         seconds=inputs.seconds + time.perf_counter() - start,
         valid_fraction=float(np.isfinite(depth).mean()),
-        notes=[f"{beyond} pixels were beyond what {dtype} holds and were limited to it"] if beyond else [],
+        notes=notes,
         points=points,
     )
 

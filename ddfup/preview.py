@@ -13,6 +13,7 @@ Picture = NDArray[np.uint8]
 
 _SMALLEST_PANEL = 160
 _LARGEST_PANEL = 960
+_SINGLE_PANEL = 800
 _BACKGROUND = (24, 25, 28)
 _TEXT = (226, 226, 230)
 _INVALID = (88, 90, 96)
@@ -91,6 +92,25 @@ def side_by_side(
         f"result {width} x {height} (x{ratio:.3g})": _fit(scale.paint(result), size),
     }
     return _compose(panels, scale)
+
+
+def alone(depth: NDArray[np.floating[Any]], *, label: str) -> Picture:
+    """Draw one depth map, its pixels as they are.
+
+    Args:
+        depth: (H, W); not finite = invalid.
+        label: Unit written at the colour bar.
+
+    Returns:
+        RGB picture of one panel and a colour bar.
+    """
+    height, width = depth.shape
+    scale = depth_scale(depth, label=label)
+    # Small maps as whole blocks, so that all pixels look alike.
+    factor = max(1, _SINGLE_PANEL // max(width, height))
+    painted = scale.paint(depth).repeat(factor, axis=0).repeat(factor, axis=1)
+    panel = _fit(painted, _panel_size(width * factor, height * factor))
+    return _compose({f"{width} x {height}": panel}, scale)
 
 
 def errors(

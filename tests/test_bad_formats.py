@@ -147,7 +147,7 @@ def valid_files() -> dict[str, bytes]:
     files = {f"exr {kind}": exr({"Z": rows}, compression=kind) for kind in ("NO", "RLE", "ZIP", "PIZ", "PXR24", "B44")}
     files["exr tiled"] = exr({"RGB": np.stack([rows] * 3, -1)}, tiled=True)
     files |= {"pfm": pfm(rows), "npz": npz(depth=rows), "npz stored": npz(compressed=False, depth=rows)}
-    for name in ("png", "tiff"):
+    for name in ("png", "tiff", "pgm"):
         files[name] = io.encode_depth(
             rows / 1000, dtype=np.dtype(np.uint16), unit=io.UNITS["mm"], target=io.FORMATS[name]
         )

@@ -218,8 +218,19 @@ def test_unit_and_invalid_are_understood(folder, fake, run, monkeypatch):
 def test_overshoot_is_limited_and_said(folder, fake, run, monkeypatch):
     monkeypatch.setattr(fake, "__call__", lambda self, depth, guide, valid, fill: large(depth) + 64.53)
     code, _, err = run("upsample", "depth.png", "guide.jpg")
-    assert code == 0 and "pixels were beyond what uint16 holds and were limited to it" in err
+    assert code == 0 and "pixels came out farther than uint16 holds and were limited to it" in err
     assert np.array(Image.open("depth_up.png")).max() == 65535
+
+
+def test_no_depth_comes_out_at_or_behind_the_camera(folder, fake, run, monkeypatch):
+    given = np.array(Image.open("depth.png"))
+    nearest = given[given > 0].min()
+    monkeypatch.setattr(fake, "__call__", lambda self, depth, guide, valid, fill: large(depth) - nearest / 1000)
+    code, _, err = run("upsample", "depth.png", "guide.jpg")
+    assert code == 0 and "came out nearer than uint16 holds and were set to the nearest of the input" in err
+    result, expected = np.array(Image.open("depth_up.png")).astype(int), large(given).astype(int) - nearest
+    expected[expected == 0] = nearest
+    np.testing.assert_array_equal(result[large(given) > 0], expected[large(given) > 0])
 
 
 def test_stdout_gets_the_file(folder, fake):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -43,6 +44,44 @@ def commands(page):
                     yield command.strip()
 
 
+def write_sensors(root, small, depth):
+    """Write what the pages' sensors deliver: the small map (metres, 0 = hole) as each of them stores it."""
+    millimetres, photo = np.rint(1000 * small).astype(np.uint16), root / "photo.jpg"
+    # ARKit, Record3D, and a recording of frames.
+    lidar = cv2.resize(depth, (256, 192), interpolation=cv2.INTER_NEAREST)
+    levels = np.full(lidar.shape, 2, np.uint8)
+    levels[:8, :8], levels[8:16] = 0, 1
+    (root / "0.depth").write_bytes(imagecodecs.lzfse_encode(lidar.astype("<f4").tobytes()))
+    (root / "0.conf").write_bytes(imagecodecs.lzfse_encode(levels.tobytes()))
+    (root / "camera.json").write_text('{"fx": 400, "fy": 400, "cx": 239.5, "cy": 179.5}')
+    # RealSense.
+    Image.fromarray(np.rint(10_000 * small).astype(np.uint16)).save(root / "d405.png")
+    Image.fromarray(np.rint(1000 * depth).astype(np.uint16)).save(root / "aligned.png")
+    cv2.resize(millimetres, (640, 480)).tofile(root / "snapshot_Depth.raw")
+    # Kinects.
+    Image.fromarray((millimetres << 3) | (millimetres >> 13)).save(root / "sun.png")
+    # Disparity, of a matcher and of a network.
+    disparity = np.where(small > 0, 420 * 0.12 / np.maximum(small, 0.1), np.inf).astype(np.float32)
+    assert cv2.imwrite(str(root / "disparity.pfm"), disparity)
+    np.save(root / "disparity.npy", disparity)
+    np.save(root / "sgbm.npy", np.where(small > 0, 16 * disparity, -16).astype(np.int16))
+    np.save(root / "relative.npy", np.nan_to_num(disparity / 50, posinf=0))
+    np.savez_compressed(root / "metric.npz", depth=small)
+    shutil.copy(photo, root / "left.jpg")
+    frames = {"scan": ("000000", "000000"), "tum": ("1305031102.160407", "1305031102.175304")}
+    for name, (depth_stem, photo_stem) in frames.items():
+        for kind in ("depth", "rgb", "confidence"):
+            (root / name / kind).mkdir(parents=True)
+        Image.fromarray(millimetres * (5 if name == "tum" else 1)).save(root / name / "depth" / f"{depth_stem}.png")
+        shutil.copy(photo, root / name / "rgb" / f"{photo_stem}.jpg")
+        marks = cv2.resize(levels, small.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(marks).save(root / name / "confidence" / f"{depth_stem}.png")
+    # Middlebury's layout: grey levels.
+    for kind, picture in (("rgb", Image.open(photo)), ("depth", Image.fromarray((60 * depth).astype(np.uint8)))):
+        (root / "middlebury" / kind).mkdir(parents=True)
+        picture.resize((240, 180), Image.Resampling.NEAREST).save(root / "middlebury" / kind / "art.png")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The files that the pages name."""
@@ -56,12 +95,16 @@ def folder(tmp_path_factory):
     small[4, 5] = 0
     Image.fromarray((1000 * small).astype(np.uint16)).save(root / "depth.png")
     tifffile.imwrite(root / "lidar.tiff", small)
-    for folder in ("depths", "photos", "results", "truth"):
+    for folder in ("depths", "photos", "results", "others", "truth"):
         (root / folder).mkdir()
-    for name in ("one", "two"):
+    for index, name in enumerate(("one", "two")):
+        for place in ("results", "others"):
+            noise = np.random.default_rng(index).normal(0, 0.002 if place == "results" else 0.01, depth.shape)
+            Image.fromarray((1000 * (depth + noise)).astype(np.uint16)).save(root / place / f"{name}.png")
         shutil.copy(root / "depth.png", root / "depths" / f"{name}.png")
         shutil.copy(root / "photo.jpg", root / "photos" / f"{name}.jpg")
         Image.fromarray((1000 * depth).astype(np.uint16)).save(root / "truth" / f"{name}.png")
+    write_sensors(root, small, depth)
     write_data(root / "datasets")
     (root / "mine.toml").write_text(CONFIG)
     programs = root / "bin"
@@ -100,8 +143,10 @@ def test_commands_of_a_page_run(page, folder, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_python_of_a_page_runs(page, folder, monkeypatch):
-    monkeypatch.chdir(folder)
+def test_python_of_a_page_runs(page, folder, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    shutil.copytree(folder, work)
+    monkeypatch.chdir(work)
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {"__name__": "example"})
 
@@ -114,3 +159,19 @@ def test_the_pages_have_commands_and_the_install_is_that_of_ci():
     assert len(installs) == 2
     for command in installs:
         assert command.replace("pip install", "pip install --quiet") in ci, f".ci/run does not do {command!r}"
+
+
+def links(page):
+    """The files that a page links to."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if not target.startswith(("http", "#")):
+            yield (page.parent / target.partition("#")[0]).resolve()
+
+
+def test_every_page_is_found_from_the_readme_and_no_link_is_dead():
+    index = CHECKOUT / "docs" / "index.md"
+    assert index in links(CHECKOUT / "README.md")
+    assert {*links(index), index} >= {page for page in PAGES if page.parent == index.parent}
+    for page in PAGES:
+        for target in links(page):
+            assert target.exists(), f"{page.name} links to {target}"

@@ -26,7 +26,7 @@ def decode(data: bytes, name: str, folder: Path) -> np.ndarray:
     if name == "exr":
         with OpenEXR.File(str(save(folder / "oracle.exr", data)), separate_channels=True) as file:
             return file.channels()["Z"].pixels
-    if name in ("png", "pfm"):
+    if name in ("png", "pfm", "pgm"):
         return cv2.imread(str(save(folder / f"oracle.{name}", data)), cv2.IMREAD_UNCHANGED)
     if name == "tiff":
         return tifffile.imread(stdio.BytesIO(data))
@@ -257,6 +257,50 @@ def test_pfm_pixels_that_look_like_blanks(tmp_path):
     np.testing.assert_array_equal(io.read_stored(save(tmp_path / "d.pfm", pfm(values)))[2], values)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pgm_of_opencv(tmp_path, dtype):
+    values = np.random.default_rng(0).integers(1, np.iinfo(dtype).max, (5, 7), dtype=dtype)
+    assert cv2.imwrite(str(tmp_path / "d.pgm"), values)
+    assert (tmp_path / "d.pgm").read_bytes().startswith(b"P5")
+    depth = io.read_depth(tmp_path / "d.pgm", unit=io.UNITS["disparity"])
+    np.testing.assert_array_equal(depth.depth, values.astype(np.float32))
+    assert depth.dtype == dtype
+
+
+def test_pgm_with_comments_and_blanks_among_the_pixels(tmp_path):
+    pixels = b"\n\r # \t\n#"
+    path = save(tmp_path / "d.pgm", b"P5 # by hand\n# 9 9\n2\t2\n#\n65535\n" + pixels)
+    np.testing.assert_array_equal(io.read_stored(path)[2], np.frombuffer(pixels, ">u2").reshape(2, 2))
+
+
+def test_a_kinect_recording_of_nyu(tmp_path):
+    # As the data set has it: PGM by its header, but the low byte first; its toolbox swaps what imread gives.
+    raw = np.array([[600, 1000, 2047]], "<u2")
+    path = save(tmp_path / "d-1.pgm", b"P5 3 1 65535\n" + raw.tobytes())
+    depth = io.read_depth(path, unit=io.UNITS["nyu-raw"])
+    np.testing.assert_allclose(depth.depth[0, :2], [351.3 / 492.5, 351.3 / 92.5], rtol=1e-6)
+    assert depth.valid.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"P5 3 1 65535\n" + bytes(5), "must be a whole PGM file of 19 bytes; got 18"),
+        (b"P5 3 1 1023", "must be a whole PGM file; its first bytes are b'P5 3 1 1023'"),
+        (b"P5 x", "must be a whole PGM file"),
+        (b"P5 3 1 15\n" + bytes(3), "must have 8 or 16 bits per pixel; got a largest value of 15"),
+        (b"P5 3 1 70000\n" + bytes(6), "must have 8 or 16 bits per pixel; got a largest value of 70000"),
+        (b"P5 0 1 65535\n", "must have at least one pixel; got 0x1"),
+        (b"P5 200000 200000 65535\n", "must be a whole PGM file of 80000000023 bytes; got 23"),
+        (b"P6 1 1 65535\n" + bytes(6), "is not PGM by its content"),
+    ],
+)
+def test_bad_pgm(tmp_path, data, message):
+    with pytest.raises(InputError) as caught:
+        io.read_depth(save(tmp_path / "d.pgm", data))
+    assert message in caught.value.message
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -293,7 +337,7 @@ def test_exr_notes_are_in_the_header(tmp_path):
 
 @pytest.mark.parametrize("name", io.FORMATS)
 def test_the_same_depth_gives_the_same_bytes(name):
-    dtype = np.dtype(np.uint16 if name == "png" else np.float32)
+    dtype = np.dtype(np.uint16 if name in ("png", "pgm") else np.float32)
     first, second = (
         io.encode_depth(RAMP, dtype=dtype, unit=io.UNITS["mm"], target=io.FORMATS[name], notes={"model": "m"})
         for _ in range(2)

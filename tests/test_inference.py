@@ -65,6 +65,32 @@ def test_depth_of_every_type_keeps_its_unit(upsampler, dtype):
     np.testing.assert_allclose(upsampler(whole, guide), upsampler(whole.astype(np.float32), guide), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint16])
+def test_tensors_give_what_arrays_give(upsampler, dtype):
+    depth, guide = arrays((12, 16), (48, 64))
+    depth[2, 3] = 0
+    given = torch.from_numpy(depth * 1000).to(dtype)
+    picture = torch.from_numpy(guide)
+    expected = upsampler(given.to(torch.float32).numpy(), guide)
+    for image in (picture, picture.permute(2, 0, 1), picture.permute(2, 0, 1) / 255, guide):
+        result = upsampler(given, image)
+        assert isinstance(result, torch.Tensor) and result.dtype == torch.float32 and not result.requires_grad
+        torch.testing.assert_close(result, torch.from_numpy(expected), rtol=1e-6, atol=1e-3, equal_nan=True)
+    assert isinstance(upsampler(depth, picture), np.ndarray)
+
+
+def test_tensors_with_masks_and_gradients(upsampler):
+    depth, guide = arrays((12, 16), (48, 64))
+    mask = np.ones(depth.shape, bool)
+    mask[:3] = False
+    given = torch.from_numpy(depth).requires_grad_()
+    result = upsampler(given, torch.from_numpy(guide), valid=torch.from_numpy(mask))
+    np.testing.assert_array_equal(result.numpy(), upsampler(depth, guide, valid=mask))
+    assert np.isnan(result.numpy()[:12]).all() and not np.isnan(result.numpy()[12:]).any()
+    with pytest.raises(InputError, match=r"guide must be \(H, W, 3\); got \(2, 48, 64\)"):
+        upsampler(given, torch.zeros(2, 48, 64))
+
+
 def test_inputs_are_not_changed(upsampler):
     depth, guide = arrays((6, 8), (24, 32))
     depth[2, 3] = np.nan

@@ -1,5 +1,6 @@
 """`ddfup info`: figures against plain numpy, guesses, text and JSON."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from depth_files import RAMP, exr, npy, npz, pfm, save
 from PIL import Image
 
@@ -110,9 +112,78 @@ def test_a_given_unit_wins(tmp_path):
     assert (facts["unit"], facts["unit_reason"], facts["maximum"]) == ("tum", "as given", 1.0)
 
 
+def test_integers_show_what_else_they_may_mean(tmp_path):
+    values = np.array([[0, 5105, 12805]], np.uint16)
+    facts = info.describe(save(tmp_path / "d.npy", npy(values)))
+    assert facts["unit"] == "mm"
+    steps = {"tum": 5000, "kitti": 256, "vkitti": 100}
+    assert facts["otherwise"] == {name: [5105 / step, 12805 / step] for name, step in steps.items()}
+    (line,) = (line for line in info.lines(facts) if line.startswith("otherwise"))
+    assert line.split(maxsplit=1)[1] == "tum 1.02 to 2.56 m, kitti 19.9 to 50 m, vkitti 51 to 128 m"
+    far = info.describe(save(tmp_path / "d.npy", npy(values + 20000)))
+    assert far["unit"] == "tum" and list(far["otherwise"]) == ["mm", "kitti", "vkitti"]
+    # Where it is known, nothing else is offered.
+    assert info.describe(tmp_path / "d.npy", unit=io.UNITS["kitti"])["otherwise"] == {}
+    data = io.encode_depth(RAMP, dtype=np.dtype(np.uint16), unit=io.UNITS["mm"], target=io.FORMATS["png"])
+    assert info.describe(save(tmp_path / "d.png", data))["otherwise"] == {}
+    assert info.describe(save(tmp_path / "d.npy", npy(values / np.float32(1000))))["otherwise"] == {}
+
+
+def test_files_without_a_header(tmp_path, run):
+    values = np.linspace(1, 3, 12, dtype=np.float32).reshape(3, 4)
+    path = save(tmp_path / "0.depth", values.tobytes())
+    code, _, err = run(path)
+    assert code == 4 and "its name and content are neither" in err and "--raw 256x192" in err
+    facts = info.describe(path, raw=(4, 3))
+    assert (facts["format"], facts["dtype"], facts["unit"]) == ("raw", "float32", "m")
+    assert (facts["minimum"], facts["maximum"]) == pytest.approx((1, 3))
+    code, out, _ = run(save(tmp_path / "0.conf", bytes([0, 1, 2, 2] * 3)), "--raw", "4x3")
+    assert code == 0 and "0 (low) 25.0%, 1 (medium) 25.0%, 2 (high) 50.0%" in out
+
+
+@pytest.mark.parametrize(("unit", "label"), [(None, "m"), ("disparity", "disparity")])
+def test_previews(tmp_path, run, unit, label):
+    values = np.repeat([[0, 1000, 3000, 2000]], 3, axis=0).astype(np.uint16)
+    path, look = save(tmp_path / "d.npz", npz(depth=values)), tmp_path / "look.png"
+    options = ["--unit", unit] if unit else []
+    code, out, err = run(path, "--preview", look, *options)
+    assert code == 0 and "look.png" not in out and err == f"wrote {look}\n"
+    with Image.open(look) as picture:
+        pixels = np.array(picture.convert("RGB")).astype(int)
+    # Four columns of one colour each, the first grey: no measurement.
+    row = pixels[pixels.shape[0] // 3, : int(0.95 * pixels.shape[1])]
+    runs = [row[0], *(after for before, after in itertools.pairwise(row) if (before != after).any())]
+    hole, *colours = runs[1:5]
+    assert max(hole) - min(hole) < 10
+    near, far, middle = (sum(colour) for colour in colours)
+    # In metres the near is bright, in disparity the large.
+    assert (near > middle > far) if label == "m" else (near < middle < far)
+    code, _, err = run(path, "--preview", look, *options)
+    assert code == 6 and "must not exist yet" in err
+    assert run(path, "--preview", look, "--overwrite", *options)[0] == 0
+
+
+def test_previews_that_cannot_be(tmp_path, run):
+    Image.new("RGB", (4, 4)).save(tmp_path / "g.jpg")
+    code, _, err = run(tmp_path / "g.jpg", "--preview", tmp_path / "x.png")
+    assert code == 4 and "this is a picture already" in err
+    code, _, err = run(save(tmp_path / "d.npy", npy(np.zeros((3, 4)))), "--preview", tmp_path / "x.png")
+    assert code == 4 and "has no valid pixel" in err
+    assert run(tmp_path / "d.npy", "--preview", tmp_path / "x.tif")[0] == 2
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_layout_tags_of_tiff_are_not_repeated(tmp_path):
+    tifffile.imwrite(tmp_path / "d.tif", RAMP, compression="lzw", extratags=[(42113, "s", 0, "-9999", True)])
+    notes = info.describe(tmp_path / "d.tif")["metadata"]
+    assert notes["GDAL_NODATA"] == "-9999" and notes["Compression"] == "LZW"
+    assert not {"ImageWidth", "BitsPerSample", "StripOffsets", "SampleFormat"} & notes.keys()
+
+
 def test_confidence_and_emptiness_are_said(tmp_path):
-    facts = info.describe(save(tmp_path / "c.npy", npy(np.array([[0, 1, 2]], np.uint8))))
+    facts = info.describe(save(tmp_path / "c.npy", npy(np.array([[0, 1, 2, 2]], np.uint8))))
     assert facts["unit"] is None and "confidence" in facts["unit_reason"]
+    assert facts["levels"] == {"0": 1, "1": 1, "2": 2}
     facts = info.describe(save(tmp_path / "e.pfm", pfm(np.full((3, 4), np.nan))))
     assert facts["holes_fraction"] == 1 and facts["minimum"] is None and facts["histogram"]["counts"] == []
     assert any("100.0% (12 pixels)" in line for line in info.lines(facts))
@@ -157,7 +228,7 @@ def test_text_and_json(tmp_path, run):
     ("name", "data", "expected", "message"),
     [
         ("d.npz", b"PK\3\4", 4, "must be a whole NPZ file"),
-        ("d.txt", b"hello", 4, "its content is none of them"),
+        ("d.txt", b"hello", 4, "d.txt: must be a depth file or a picture; its name and content are neither"),
         ("none.png", None, 4, "must exist; there is no such file"),
         ("d.npz", npz(a=RAMP, b=RAMP), 4, "got 'a', 'b'"),
     ],

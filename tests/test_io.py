@@ -303,7 +303,7 @@ BAD_DEPTH = {
     "empty": ("d.png", b"", "must not be empty; got 0 bytes"),
     "text": ("d.png", b"hello world", "is not PNG by its content; it begins with b'hello wo'"),
     "png called tif": ("d.tif", GREY16, "is not TIFF by its content but PNG"),
-    "jpeg": ("d.jpg", save_pillow(RGB, "JPEG"), ".tiff, .exr, .pfm, .npy, .npz; got '.jpg'"),
+    "jpeg": ("d.jpg", save_pillow(RGB, "JPEG"), ".tiff, .exr, .pfm, .pgm, .npy, .npz; got '.jpg'"),
     "no suffix": ("d", GREY16, "got 'no suffix'"),
     "cut header": ("d.png", GREY16[:20], "must be a whole PNG file"),
     "cut png": ("d.png", GREY16[: len(GREY16) // 2], "it ends early"),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ddfup.errors import InputError, OutputError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
     InvalidOption,
     JsonOption,
     MaxPixelsOption,
+    OverwriteOption,
     QuietOption,
     UnitOption,
     VerboseOption,
 )
-from ddfup.terminal import one_line, reported
+from ddfup.terminal import Terminal, one_line, reported
 
 
 def info(
@@ -26,6 +29,22 @@ def info(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Depth file or picture.", show_default=False)],
     unit: UnitOption = None,
     invalid: InvalidOption = "0,nan,inf",
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw",
+            metavar="WIDTHxHEIGHT",
+            help="FILE of unknown suffix has no header but this size (ARKit, Record3D).",
+            show_default=False,
+        ),
+    ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            "--preview", metavar="FILE", help="Write a picture of the depth (.png, .jpg).", show_default=False
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     max_pixels: MaxPixelsOption = 200_000_000,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -40,11 +59,50 @@ def info(
         from ddfup.info import describe, lines
 
         meaning = io.parse_unit(unit) if unit else None
-        facts = describe(file, unit=meaning, invalid=io.parse_invalid(invalid), max_pixels=max_pixels)
+        marks, size = io.parse_invalid(invalid), io.parse_size(raw) if raw else None
+        if preview is not None:
+            _check_preview(preview, overwrite)
+        facts = describe(file, unit=meaning, invalid=marks, max_pixels=max_pixels, raw=size)
+        if preview is not None:
+            if facts["kind"] != "depth":
+                raise InputError(f"{file}: --preview must have depth to show; this is a picture already")
+            _draw(file, preview, facts, invalid=marks, max_pixels=max_pixels, raw=size)
         record |= {"status": "ok", **facts}
         if not as_json:
             for line in lines(facts, blocks=_blocks()):
                 typer.echo(one_line(line))
+        if preview is not None:
+            ctx.ensure_object(Terminal).note(f"wrote {preview}")
+
+
+def _check_preview(preview: Path, overwrite: bool) -> None:
+    from ddfup import io
+
+    io.check_image_suffix(preview)
+    io.check_writable(preview)
+    if os.path.lexists(preview) and not overwrite:
+        raise OutputError(f"{preview}: must not exist yet; it does", "--overwrite replaces it, or give another name")
+
+
+def _draw(
+    file: Path,
+    preview: Path,
+    facts: dict[str, Any],
+    *,
+    invalid: tuple[float, ...],
+    max_pixels: int,
+    raw: tuple[int, int] | None,
+) -> None:
+    """Write a picture of the depth in the unit that was given or guessed; what has none is shown as it is stored."""
+    from ddfup import io
+    from ddfup.preview import alone
+
+    name = facts["unit"]
+    unit = io.parse_unit(name.removesuffix("/m")) if name else io.UNITS["disparity"]
+    # In a confidence map 0 is a level like the others.
+    marks = () if facts["levels"] else invalid
+    depth = io.read_depth(file, unit=unit, invalid=marks, max_pixels=max_pixels, raw=raw)
+    io.write_files({preview: io.encode_image(preview, alone(depth.depth, label=unit.label or name or ""))})
 
 
 def _blocks() -> str:

@@ -27,6 +27,7 @@ from ddfup.terminal import Terminal, one_line, print_json, print_table
 if TYPE_CHECKING:
     from ddfup.report import Options, Report, Row
 
+_NAME_COLUMNS = 22
 _NAMES_HELP = "Depth to judge: a file, or a folder (searched with all its folders)."
 _TRUTH_HELP = "Ground truth: a file, or a folder with the same relative names; the suffixes may differ."
 _THIRD_HELP = "Only with `compare`: ddfup report compare A B, two reports' folders or metrics.json."
@@ -181,12 +182,17 @@ def _finish(terminal: Terminal, result: Report, options: Options, folder: Path, 
         rows = []
         for name, entry in summarise(result).items():
             numbers = [written[name].plain(entry[key]) for key in ("mean", "median", "best", "worst")]
-            rows.append([name, *numbers, written[name].unit, one_line(entry["worst_image"] or "")])
+            rows.append([name, *numbers, written[name].unit, _shortened(one_line(entry["worst_image"] or ""))])
         print_table(["", "mean", "median", "best", "worst", "", "worst image"], rows)
     count = f"{len(result.good)} of {len(result.rows)} images"
     terminal.note(f"wrote {folder / 'report.html'}: {count}")
     if result.bad:
         raise typer.Exit(3)
+
+
+def _shortened(name: str) -> str:
+    """Cut a long name at its front: the end tells images apart, and the table has 80 columns."""
+    return name if len(name) <= _NAME_COLUMNS else "..." + name[3 - _NAME_COLUMNS :]
 
 
 def _compare(

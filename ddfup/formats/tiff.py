@@ -18,6 +18,14 @@ from ddfup.formats.base import COLOUR_HINT, NUMBERS, Format, Header
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
+# How the pixels are laid out; size and type are known from the header.
+_LAYOUT = frozenset(
+    {
+        *("ImageWidth", "ImageLength", "BitsPerSample", "SamplesPerPixel", "SampleFormat", "PhotometricInterpretation"),
+        *("PlanarConfiguration", "FillOrder", "RowsPerStrip", "StripOffsets", "StripByteCounts"),
+        *("TileWidth", "TileLength", "TileOffsets", "TileByteCounts", "ResolutionUnit", "NewSubfileType"),
+    }
+)
 
 
 @contextmanager
@@ -55,6 +63,8 @@ def _notes(path: Path) -> dict[str, str]:
     with tiff_page(path) as page:
         notes = {}
         for tag in page.tags:
+            if tag.name in _LAYOUT:
+                continue
             if tag.count <= 10_000 and isinstance(tag.value, str | int | float) and not isinstance(tag.value, bool):
                 notes[str(tag.name)] = str(getattr(tag.value, "name", tag.value))
     try:

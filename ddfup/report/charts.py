@@ -40,7 +40,8 @@ class Histogram:
         mean: Place of the mean.
         low: Left end of the axis.
         high: Right end of the axis.
-        zero: Place of 0, if the axis reaches to both sides of it.
+        zero: Place of 0, if it is on the axis.
+        tallest: Number of values in the fullest class.
     """
 
     bars: list[Bar]
@@ -48,14 +49,17 @@ class Histogram:
     low: float
     high: float
     zero: float | None
+    tallest: int
 
 
-def histogram(values: Sequence[float], *, classes: int = 24) -> Histogram | None:
+def histogram(values: Sequence[float], *, classes: int = 24, with_zero: bool = False) -> Histogram | None:
     """Return the histogram of two or more different values, else None.
 
     Args:
         values: Finite numbers.
         classes: Most classes there are.
+        with_zero: Whether the axis reaches to 0 although no value does: for differences, which side of it they are
+            on is the first thing to see.
     """
     numbers = np.asarray(values, np.float64)
     if numbers.size < 2 or not numbers.max() > numbers.min():
@@ -63,6 +67,8 @@ def histogram(values: Sequence[float], *, classes: int = 24) -> Histogram | None
     # Few values in many classes say nothing.
     count = int(np.clip(np.ceil(2 * numbers.size ** (1 / 2)), 5, classes))
     low, high = float(numbers.min()), float(numbers.max())
+    if with_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
     counts, edges = np.histogram(numbers, bins=count, range=(low, high))
     step = WIDTH / count
     bars = []
@@ -75,7 +81,8 @@ def histogram(values: Sequence[float], *, classes: int = 24) -> Histogram | None
     def place(value: float) -> float:
         return WIDTH * (value - low) / (high - low)
 
-    return Histogram(bars, place(float(numbers.mean())), low, high, place(0.0) if low < 0 < high else None)
+    zero = place(0.0) if with_zero or low < 0 < high else None
+    return Histogram(bars, place(float(numbers.mean())), low, high, zero, int(counts.max()))
 
 
 @dataclass(frozen=True)

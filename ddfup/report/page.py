@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,10 @@ class Style:
             return "\N{EN DASH}"
         return self.plain(value).replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
+    def shows(self, value: float) -> bool:
+        """Tell whether anything but zeros is left of a number at these decimals."""
+        return bool(float(f"{value * self.factor:.{self.digits}f}"))
+
     def text(self, value: float) -> str:
         """Return the number with its unit."""
         space = "\u202f" if self.unit else ""
@@ -124,10 +128,12 @@ def render_report(report: Report, cards: Sequence[Card]) -> bytes:
                 "entry": entry,
                 "plot": plot,
                 "spoken": _spoken(meaning, style, entry) if plot else "",
+                "ends": _ends(style, plot.low, plot.high) if plot else (),
             }
         )
     return _render(
         "report.html",
+        label=report.unit,
         report=report,
         settings=_settings(report),
         tiles=tiles,
@@ -154,7 +160,7 @@ def render_comparison(comparison: Comparison) -> bytes:
     for name, line in comparison.lines.items():
         reach = max(abs(value) for value in (line.difference, line.low, line.high) if math.isfinite(value)) or 1.0
         placed = charts.interval(line.difference, line.low, line.high, reach=reach * 1.15) if line.images > 1 else None
-        plots[name] = (placed, charts.histogram(list(line.differences.values())))
+        plots[name] = (placed, charts.histogram(list(line.differences.values()), with_zero=True))
     first = comparison.lines.get("rmse") or next(iter(comparison.lines.values()))
     sign = 1 if first.meaning.better == "lower" else -1
     images = sorted(comparison.images, key=lambda image: -sign * first.differences.get(image, -sign * math.inf))
@@ -214,6 +220,15 @@ def _spoken(meaning: Metric, style: Style, entry: dict[str, Any]) -> str:
     )
 
 
+def _ends(style: Style, low: float, high: float) -> tuple[str, str]:
+    """Return the ends of an axis, with as many decimals as it takes to tell them apart."""
+    for digits in range(style.digits, style.digits + 6):
+        finer = replace(style, digits=digits)
+        if finer.number(low) != finer.number(high):
+            return finer.number(low), finer.number(high)
+    return style.number(low), style.number(high)
+
+
 def _card(card: Card, report: Report, written: dict[str, Style]) -> dict[str, Any]:
     shown = card.pictures.shown
     pictures = {kind: _picture(shown[kind], card.links[kind]) for kind in shown}
@@ -261,13 +276,19 @@ def _settings(report: Report) -> list[tuple[str, str]]:
     return texts
 
 
-def _render(template: str, **values: Any) -> bytes:
-    """Fill in a template; the page may run its own script and style, and load pictures, nothing else."""
+def _render(template: str, *, label: str = "m", **values: Any) -> bytes:
+    """Fill in a template; the page may run its own script and style, and load pictures, nothing else.
+
+    Args:
+        template: Its file.
+        label: Unit of the depth, which decides what its colours mean.
+        values: What the template asks for.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     flat = np.array([[0.0, 1.0]], np.float32)
-    depth, error = depth_scale(flat, label="m"), error_scale(flat, label="m")
+    depth, error = depth_scale(flat, label=label), error_scale(flat, label=label)
     gradients = "".join(
         f".bar-{name}{{background:linear-gradient(to right,{','.join(stops(scale))})}}"
         for name, scale in (("depth", depth), ("error", error))

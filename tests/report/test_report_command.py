@@ -268,3 +268,27 @@ def test_one_image_and_no_extras(folders, capsys):
     page = (folders / "one" / "report.html").read_text()
     assert "1 image" in page and 'class="plot"' not in page
     assert tree(folders / "one" / PICTURES) == ["00001-error.jpg", "00001-result.jpg", "00001-truth.jpg"]
+
+
+def test_long_names_keep_the_table_within_80_columns(folders, capsys):
+    name = "a-recording-with-a-long-name/and-a-folder-in-it/frame-000123"
+    write_png(folders / "pred" / f"{name}.png", prediction(truth(1), 1, 0.5))
+    write_png(folders / "gt" / f"{name}.png", truth(1))
+    assert report("pred", "gt") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert next(line for line in lines if line.startswith("rmse")).endswith(" ...-in-it/frame-000123")
+
+
+@pytest.mark.parametrize(("unit", "first"), [("m", "bright"), ("disparity", "dark")])
+def test_the_colour_bar_runs_as_the_pictures_do(folders, capsys, unit, first):
+    """Near is bright: small metres, large disparities."""
+    depth = np.tile(np.linspace(1, 3, 80, dtype=np.float32), (60, 1))
+    np.save(folders / "d.npy", depth)
+    assert report("d.npy", "d.npy", "--unit", unit, "-o", "one") == 0
+    page = (folders / "one" / "report.html").read_text()
+    stops = re.search(r"\.bar-depth\{background:linear-gradient\(to right,([^)]*)\)", page)[1].split(",")
+    ends = [sum(int(stop[at : at + 2], 16) for at in (1, 3, 5)) for stop in (stops[0], stops[-1])]
+    with Image.open(folders / "one" / PICTURES / "00001-result.jpg") as picture:
+        row = np.array(picture.convert("RGB")).astype(int)[30].sum(axis=1)
+    assert (row[2] > row[-3]) == (ends[0] > ends[1]) == (first == "bright")

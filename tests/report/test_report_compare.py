@@ -15,6 +15,7 @@ from ddfup.errors import InputError, PairingError
 from ddfup.metrics import METRICS
 from ddfup.report import Report, Row, compare
 from ddfup.report.compare import student_quantile
+from ddfup.report.page import render_comparison
 
 SETTINGS = {"unit": None, "crop_border": 0, "max_depth": None, "thresholds": {}}
 
@@ -163,3 +164,17 @@ def test_a_folder_called_compare_is_a_folder(reports, capsys, tmp_path):
     (reports / "one" / "pred").rename(reports / "compare")
     assert cli.main(["report", "compare", "one/gt"]) == 0
     assert (reports / "compare_report" / "report.html").is_file()
+
+
+def test_a_difference_too_small_to_show_is_no_loss():
+    """What reads as 0.00 must not be marked as worse."""
+    a = made_up(1, shift=100)
+    rows = [replace(row, figures=row.figures | {"psnr": row.figures["psnr"] - 1e-6}) for row in a.rows]
+    result = compare(a, replace(a, rows=rows), name_a="a", name_b="b")
+    assert result.lines["psnr"].losses == 12
+    page = render_comparison(result).decode()
+    body = page[page.index('<table id="table">') :]
+    assert body.count('class="poor"') == 0 and body.count(">0.00</td>") >= 12
+    rows = [replace(row, figures=row.figures | {"psnr": row.figures["psnr"] - 1}) for row in a.rows]
+    page = render_comparison(compare(a, replace(a, rows=rows), name_a="a", name_b="b")).decode()
+    assert page[page.index('<table id="table">') :].count('class="poor"') == 12

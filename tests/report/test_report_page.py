@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 import shutil
 
+import numpy as np
 import pytest
 from depth_folders import write_folders
 
@@ -28,6 +30,13 @@ def reports(tmp_path_factory):
     assert cli.main(["report", str(gt), str(gt), "-o", str(root / "b"), "-q"]) in (0, 3)
     both = [str(root / "a"), str(root / "b")]
     assert cli.main(["report", "compare", *both, "-o", str(root / "cmp"), "-q"]) == 0
+    for folder, kind in ((gt / "room", "depth"), (root / "guides" / "room", "rgb")):
+        (root / "set" / kind).mkdir(parents=True)
+        for index in (0, 1):
+            (file,) = folder.glob(f"{index:02d}.*")
+            shutil.copy(file, root / "set" / kind)
+    methods = ["--protocol", "robust", "--method", "bicubic", "--method", "joint-bilateral"]
+    assert cli.main(["benchmark", str(root / "set"), *methods, "-o", str(root / "bench"), "-q"]) == 0
     return root
 
 
@@ -66,7 +75,7 @@ CARDS = "return [...document.querySelectorAll('.card:not([hidden])')].map(c => c
 ROWS = "return [...document.querySelectorAll('#table tbody tr:not([hidden])')].map(r => r.cells[{}].textContent)"
 
 
-@pytest.mark.parametrize("page", ["a/report.html", "plain/report.html", "cmp/compare.html"])
+@pytest.mark.parametrize("page", ["a/report.html", "plain/report.html", "cmp/compare.html", "bench/benchmark.html"])
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_opens_offline_without_errors_at_any_width(chromium, reports, page, width):
     browser = show(chromium, reports / page, width=width, dark=width == 390)
@@ -77,9 +86,10 @@ def test_opens_offline_without_errors_at_any_width(chromium, reports, page, widt
     folder = (reports / page).parent.as_uri()
     for address in requests(browser):
         assert address.startswith(("data:", "blob:", folder)), address
-    assert run(browser, "return document.documentElement.scrollWidth <= innerWidth")
+    # Not against innerWidth: a phone zooms out until all fits.
+    assert run(browser, "return document.documentElement.scrollWidth") <= width
     assert run(browser, "return [...document.images].every(i => i.naturalWidth > 0)")
-    assert run(browser, "return document.title").startswith("Depth report")
+    assert run(browser, "return document.title").startswith("Depth ")
 
 
 def test_pictures_become_sharp_when_their_folder_is_there(chromium, reports, tmp_path):
@@ -129,6 +139,34 @@ def test_the_slider_moves_by_keyboard_and_mouse(chromium, reports):
     assert slider.aria_role == "slider"
     assert slider.accessible_name == "Input left of the divider, result right of it"
     assert slider.get_attribute("aria-valuetext") == f"Input {split(browser)[1]} percent"
+
+
+def test_the_slider_moves_by_finger_and_leaves_scrolling_alone(chromium, reports):
+    browser = show(chromium, reports / "a" / "report.html", width=390, height=800)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        slider = browser.find_element("css selector", ".stage input")
+        run(browser, "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", slider)
+        box = run(
+            browser, "const b = arguments[0].getBoundingClientRect(); return [b.x, b.y, b.width, b.height]", slider
+        )
+
+        def touch(*places):
+            """Put a finger down at the first place (shares of the picture), move it over the others, lift it."""
+            for index, (across, down) in enumerate(places):
+                point = {"x": box[0] + across * box[2], "y": box[1] + down * box[3]}
+                kind = "touchMove" if index else "touchStart"
+                browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+            return int(split(browser)[1])
+
+        assert abs(touch((0.5, 0.5), (0.6, 0.5), (0.7, 0.55), (0.8, 0.55)) - 80) <= 1
+        assert abs(touch((0.25, 0.3)) - 25) <= 1
+        before = run(browser, "return scrollY")
+        assert abs(touch((0.9, 0.9), (0.9, 0.6), (0.9, 0.3), (0.9, 0.1)) - 25) <= 1
+        assert wait_for(browser, f"scrollY > {before} + 20")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
 def test_without_inputs_the_slider_shows_the_truth(chromium, reports):
@@ -217,7 +255,7 @@ def test_hostile_names_are_shown_and_do_nothing(chromium, reports):
     assert len(stopped) >= 3
 
 
-@pytest.mark.parametrize("page", ["a/report.html", "cmp/compare.html"])
+@pytest.mark.parametrize("page", ["a/report.html", "cmp/compare.html", "bench/benchmark.html"])
 def test_colours_follow_the_system_and_text_is_readable(chromium, reports, page):
     """Contrast of all text against its background: 4.5 to 1 or better (WCAG AA)."""
     measure = """
@@ -244,6 +282,42 @@ def test_colours_follow_the_system_and_text_is_readable(chromium, reports, page)
         assert (ground < 0.05) == dark
         assert len(found) > 10
         assert {key: ratio for key, ratio in found.items() if ratio < 4.5} == {}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_plots_and_controls_stand_out(chromium, reports, dark):
+    """Bars against their card, frames of controls against the page: 3 to 1 or better (WCAG 1.4.11)."""
+    browser = show(chromium, reports / "a" / "report.html", dark=dark)
+    colours = run(
+        browser,
+        """
+        const of = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+        return [[of('.plot rect', 'fill'), of('.tile', 'backgroundColor')],
+                [of('.plot .mean', 'stroke'), of('.plot rect', 'fill')],
+                [of('#find', 'borderTopColor'), of('body', 'backgroundColor')],
+                [of('#order', 'borderTopColor'), of('#order', 'backgroundColor')]];
+        """,
+    )
+
+    def light(colour):
+        parts = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+        return np.dot(
+            [0.2126, 0.7152, 0.0722], [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        )
+
+    for pair in colours:
+        low, high = sorted(map(light, pair))
+        assert (high + 0.05) / (low + 0.05) >= 3, pair
+
+
+def test_axes_have_two_ends_that_differ(chromium, reports):
+    browser = show(chromium, reports / "a" / "report.html")
+    ends = run(
+        browser, "return [...document.querySelectorAll('.ends')].map(e => [...e.children].map(s => s.textContent))"
+    )
+    assert len(ends) > 5
+    for low, high in ends:
+        assert low != high
 
 
 def test_every_picture_and_control_has_a_name(chromium, reports):

@@ -18,6 +18,41 @@
     range.addEventListener("input", move);
     // A browser may restore an older position.
     move();
+    // The range itself serves keys and screen readers. Pointers go to the picture: some browsers move a range
+    // by its thumb alone, and a finger that scrolls the page must not move it at all.
+    let held = null, from = null;
+    const follow = (event) => {
+      const box = stage.getBoundingClientRect();
+      range.value = Math.round(100 * (event.clientX - box.left) / box.width);
+      move();
+    };
+    stage.addEventListener("pointerdown", (event) => {
+      if (held !== null || event.button !== 0) return;
+      held = event.pointerId;
+      stage.setPointerCapture(held);
+      range.focus({ preventScroll: true });
+      // A finger may yet turn out to scroll: it counts once it goes sideways, or is lifted where it came down.
+      from = event.pointerType === "touch" ? event : null;
+      if (!from) follow(event);
+    });
+    stage.addEventListener("pointermove", (event) => {
+      if (event.pointerId !== held) return;
+      if (from) {
+        const across = Math.abs(event.clientX - from.clientX), down = Math.abs(event.clientY - from.clientY);
+        if (across < 6 || across < down) return;
+        from = null;
+      }
+      follow(event);
+    });
+    stage.addEventListener("pointerup", (event) => {
+      if (event.pointerId !== held) return;
+      held = null;
+      if (!from || Math.hypot(event.clientX - from.clientX, event.clientY - from.clientY) < 12) follow(event);
+    });
+    stage.addEventListener("pointercancel", (event) => { if (event.pointerId === held) held = null; });
+    stage.addEventListener("dragstart", (event) => event.preventDefault());
+    // Or the focus would go from the range to the page.
+    stage.addEventListener("mousedown", (event) => event.preventDefault());
   });
 
   // --- sharp pictures from the folder beside the page, if it is there ---
