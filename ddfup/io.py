@@ -73,6 +73,7 @@ __all__ = [
 ]
 
 DEFAULT_INVALID = (0.0, math.nan, math.inf)
+_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif"})
 # Confidence of ARKit and Record3D: 0 low, 1 medium, 2 high.
 DEFAULT_MIN_CONFIDENCE = 1
 
@@ -140,9 +141,9 @@ def read_depth_header(
         check_pixels(path, *raw, max_pixels)
         row = raw_format(*raw)
     if row is None:
-        raise InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}", COLOUR_HINT)
+        raise _unknown_suffix(path, start)
     if not start.startswith(row.magics):
-        actual = next((other.name for other in FORMATS.values() if start.startswith(other.magics)), None)
+        actual = _format_by_content(start)
         raise InputError(
             f"{path}: is not {row.name.upper()} by its content"
             + (f" but {actual.upper()}" if actual else f"; it begins with {start[:8]!r}"),
@@ -294,9 +295,24 @@ def read_notes(path: Path) -> dict[str, str]:
     """
     row = format_of(path)
     if row is None:
-        raise InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}")
+        raise _unknown_suffix(path, read_start(path))
     with decoding(path, row.name.upper()):
         return row.read_notes(path)
+
+
+def _format_by_content(start: bytes) -> str | None:
+    return next((row.name for row in FORMATS.values() if start.startswith(row.magics)), None)
+
+
+def _unknown_suffix(path: Path, start: bytes) -> InputError:
+    actual = _format_by_content(start)
+    if actual is not None:
+        hint = f"by its content it is {actual.upper()}: rename it to {path.stem}{FORMATS[actual].suffixes[0]}"
+    elif path.suffix.lower() in _PICTURE_SUFFIXES:
+        hint = COLOUR_HINT
+    else:
+        hint = "if it holds numbers without a header, say its size: --raw 256x192"
+    return InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}", hint)
 
 
 def _suffixes() -> str:
@@ -407,6 +423,8 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"{path}: an output must be a file; this is a folder", f"example: -o {path / 'depth.png'}")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OutputError(f"{path}: its folder must be one; {path.parent} is a file", "choose another place with -o")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: its folder must exist; {path.parent} does not", f"mkdir -p '{path.parent}'")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -35,7 +35,10 @@ def _array_header(path: Path, stream: IO[bytes]) -> tuple[Header, bool, int]:
             "save one map: depth[..., 0]",
         )
     if dtype.hasobject:
-        raise InputError(f"{path}: depth must be plain numbers; got {dtype} (pickled objects are never loaded)")
+        raise InputError(
+            f"{path}: depth must be plain numbers; got {dtype} (pickled objects are never loaded)",
+            "save it as float32: np.save(file, depth.astype(np.float32))",
+        )
     return Header(int(shape[1]), int(shape[0]), dtype), fortran, shape[0] * shape[1] * dtype.itemsize
 
 

@@ -36,11 +36,17 @@ def _header(path: Path) -> Header:
             kind = "a palette" if page.photometric == 3 else f"{page.samplesperpixel} channels"
             raise InputError(f"{path}: depth must have one channel; got {kind}", COLOUR_HINT)
         if page.dtype is None or page.imagedepth != 1:
-            raise InputError(f"{path}: depth must be one layer of integers or floats; got {page.bitspersample} bits")
+            raise InputError(
+                f"{path}: depth must be one layer of integers or floats; got {page.bitspersample} bits",
+                "save the depth as float32 metres or uint16 millimetres",
+            )
         width, height = int(page.imagewidth), int(page.imagelength)
         # A tile may be far larger than the picture: decoders would allocate it.
         if page.is_tiled and page.tilewidth * page.tilelength > max(16 * width * height, 1 << 22):
-            raise InputError(f"{path}: tiles must be near the picture's size; got {page.tilewidth}x{page.tilelength}")
+            raise InputError(
+                f"{path}: tiles must be near the picture's size; got {page.tilewidth}x{page.tilelength}",
+                "save it without tiles",
+            )
         nodata = float(page.nodata) if _GDAL_NODATA in page.tags else None
         return Header(width, height, np.dtype(page.dtype), nodata)
 
