@@ -78,6 +78,7 @@ class Outcome:
         out: Its output.
         status: As the command line reports it.
         failure: Why it failed.
+        fatal: Whether that ends the whole batch.
         again: Whether that is known from an earlier run.
         width: Columns of the output; None: not known.
         height: Its rows.
@@ -94,6 +95,7 @@ class Outcome:
     out: Path
     status: Literal["ok", "skipped", "failed"] = "failed"
     failure: Exception | None = None
+    fatal: bool = False
     again: bool = False
     width: int | None = None
     height: int | None = None
@@ -259,7 +261,7 @@ class Batch:
             except DDFUpError as error:
                 outcome.failure = error
                 if isinstance(error, OutputError) and getattr(error.__cause__, "errno", None) in NO_SPACE:
-                    fatal = error
+                    fatal, outcome.fatal = error, True
             except Exception as error:  # a fault of ours, or memory: one pair's, not the batch's
                 outcome.failure = error
             finally:

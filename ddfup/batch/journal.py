@@ -88,7 +88,8 @@ class Journal:
                 for path in self._folder.glob("journal.*.jsonl"):
                     self._refresh(path)
             except OSError as error:
-                raise OutputError(f"{self._folder}: must be readable; got {error}") from error
+                reason = error.strerror or str(error)
+                raise OutputError(f"{self._folder}: must be readable; got {reason}", "see its rights") from error
 
     def _refresh(self, path: Path) -> None:
         begin = self._read.get(path, 0)
@@ -194,7 +195,9 @@ class Claims:
             folder.mkdir(exist_ok=True)
             self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise OutputError(f"{folder}: must be writable; got {error.strerror or error}") from error
+            raise OutputError(
+                f"{folder}: must be writable; got {error.strerror or error}", "choose another output folder"
+            ) from error
         self._lock(0, shared=True, wait=True)
 
     def take(self, name: str) -> bool:
