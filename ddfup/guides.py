@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import InputError
-from ddfup.formats.base import AGAIN, DEFAULT_MAX_PIXELS, check_pixels, decoding, quiet_stderr, read_start
+from ddfup.formats.base import AGAIN, DEFAULT_MAX_PIXELS, check_pixels, check_ratio, decoding, quiet_stderr, read_start
 from ddfup.formats.exr import EXR_MAGIC, ExrHeader, exr_header, exr_pixels
 from ddfup.formats.png import PNG_MAGIC, png_chunks, png_read
 from ddfup.formats.tiff import TIFF_MAGICS, tiff_page
@@ -88,6 +88,7 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
                 orientation = int(picture.getexif().get(_ORIENTATION, 1))
     orientation = orientation if 1 <= orientation <= 8 else 1
     check_pixels(path, *size, max_pixels)
+    check_ratio(path, 3 * size[0] * size[1], path.stat().st_size)
     width, height = size[::-1] if orientation >= 5 else size
     return GuideHeader(width, height, orientation, kind, decoder)
 

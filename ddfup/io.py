@@ -30,13 +30,14 @@ from ddfup.formats.base import (
     Format,
     Header,
     check_pixels,
+    check_ratio,
     decoding,
     read_start,
 )
 from ddfup.formats.raw import raw_format
 from ddfup.guides import GuideHeader, read_guide, read_guide_header
 from ddfup.sizes import check_sizes
-from ddfup.units import UNITS, Unit, check_range, limits, parse_invalid, parse_unit, quantise
+from ddfup.units import UNITS, Unit, check_range, dequantise, limits, parse_invalid, parse_unit, quantise
 
 __all__ = [
     "DEFAULT_INVALID",
@@ -152,6 +153,7 @@ def read_depth_header(
     with decoding(path, row.name.upper()):
         header = row.read_header(path)
     check_pixels(path, header.width, header.height, max_pixels)
+    check_ratio(path, header.width * header.height * header.dtype.itemsize, path.stat().st_size)
     code = f"{header.dtype.kind}{header.dtype.itemsize}"
     if code not in NUMBERS:
         raise InputError(
@@ -207,7 +209,7 @@ def read_depth(
         for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
             if math.isfinite(value):
                 valid &= stored != value
-        depth = unit.from_stored(stored).astype(np.float32)
+    depth = dequantise(stored, unit)
     if unit.coding:
         valid &= np.isfinite(depth)
     if not valid.any():

@@ -20,6 +20,9 @@ from ddfup.errors import InputError
 DEFAULT_MAX_PIXELS = 200_000_000
 AGAIN = "save or download the file again"
 COLOUR_HINT = "pictures of depth (colour maps, viewer snapshots) hold no depth; export the raw 16-bit or float values"
+# Depth and pictures shrink by 2 to 20, smooth or masked ones by more; what is large beyond this is made to fill memory.
+_LARGE_BYTES = 64 << 20
+_LARGEST_RATIO = 300
 # Types as kind and size in bytes; those of a format are what it can store.
 INTEGERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"})
 NUMBERS = INTEGERS | {"f2", "f4", "f8"}
@@ -137,6 +140,21 @@ def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
         raise InputError(
             f"{path}: must have at most {max_pixels} pixels; got {width}x{height} = {width * height}",
             "if the file is right, raise --max-pixels",
+        )
+
+
+def check_ratio(path: Path, needed: int, stored: int) -> None:
+    """Refuse contents that are large and have shrunk far more than depth and pictures do.
+
+    Args:
+        path: The file, for the message.
+        needed: Bytes of the decoded pixels.
+        stored: Bytes that they take in the file.
+    """
+    if needed > max(_LARGE_BYTES, _LARGEST_RATIO * stored):
+        raise InputError(
+            f"{path}: {needed} bytes of pixels must not shrink more than {_LARGEST_RATIO}:1; got {stored} bytes",
+            "if the file is right, save it with less compression",
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import InputError
-from ddfup.formats.base import COLOUR_HINT, NUMBERS, Format, Header
+from ddfup.formats.base import AGAIN, COLOUR_HINT, NUMBERS, Format, Header
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
@@ -26,8 +26,17 @@ def tiff_page(path: Path) -> Iterator[Any]:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs odd tags to stderr
+    size = path.stat().st_size
     with tifffile.TiffFile(path) as tiff:
-        yield tiff.pages.first
+        page = tiff.pages.first
+        # The library would make room for what a strip says it has before it reads it.
+        most = max(page.databytecounts, default=0)
+        if most > size:
+            raise InputError(
+                f"{path}: must be a whole TIFF file; a part of it has {most} bytes, the file {size}",
+                AGAIN,
+            )
+        yield page
 
 
 def _header(path: Path) -> Header:
