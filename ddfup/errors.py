@@ -49,6 +49,9 @@ class WeightsError(DDFUpError):
 
     exit_code = 7
 
+    def __init__(self, message: str, hint: str = "`ddfup models` lists and verifies the weights there are") -> None:
+        super().__init__(message, hint)
+
 
 class DeviceError(DDFUpError):
     """The requested device is absent, or out of memory."""

@@ -14,13 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import InputError
-from ddfup.formats.base import DEFAULT_MAX_PIXELS, check_pixels, decoding, quiet_stderr, read_start
+from ddfup.formats.base import AGAIN, DEFAULT_MAX_PIXELS, check_pixels, check_ratio, decoding, quiet_stderr, read_start
 from ddfup.formats.exr import EXR_MAGIC, ExrHeader, exr_header, exr_pixels
 from ddfup.formats.png import PNG_MAGIC, png_chunks, png_read
 from ddfup.formats.tiff import TIFF_MAGICS, tiff_page
 
 # Pictures of several frames (MPO, what iPhones write) come in through Pillow's JPEG reader.
 GUIDE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
+_MAGICS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (PNG_MAGIC,),
+    "TIFF": TIFF_MAGICS,
+    "WebP": (b"RIFF",),
+    "EXR": (EXR_MAGIC,),
+}
 _ORIENTATION = 274  # EXIF and TIFF tag
 _PILLOW_LIMIT = threading.Lock()
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -54,7 +61,7 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
         InputError: If the file is missing, no picture, damaged or too large.
     """
     start = read_start(path)
-    with decoding(path, "JPEG, PNG, TIFF, WebP, EXR or HEIC"):
+    with decoding(path, _kind(start)):
         orientation = 1
         if start.startswith(TIFF_MAGICS):
             # Pillow cannot open every 16-bit TIFF, so the header is read by the one who will decode it.
@@ -81,6 +88,7 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
                 orientation = int(picture.getexif().get(_ORIENTATION, 1))
     orientation = orientation if 1 <= orientation <= 8 else 1
     check_pixels(path, *size, max_pixels)
+    check_ratio(path, 3 * size[0] * size[1], path.stat().st_size)
     width, height = size[::-1] if orientation >= 5 else size
     return GuideHeader(width, height, orientation, kind, decoder)
 
@@ -100,7 +108,7 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
         InputError: If the file cannot be used.
     """
     header = read_guide_header(path, max_pixels=max_pixels)
-    with decoding(path, "picture"):
+    with decoding(path, header.format):
         if header.decoder == "pillow":
             with quiet_stderr() if header.format == "TIFF" else nullcontext():
                 return _read_8bit_guide(path, header.orientation)
@@ -121,6 +129,11 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
             raise InputError(f"{path}: a guide must have 1 to 4 channels; got shape {image.shape}", "save it as PNG")
         image = image[..., :1].repeat(3, axis=-1) if image.shape[-1] <= 2 else image[..., :3]
         return np.ascontiguousarray(_upright(image, header.orientation))
+
+
+def _kind(start: bytes) -> str:
+    """Return the name of a file's format by what it begins with."""
+    return next((name for name, magics in _MAGICS.items() if start.startswith(magics)), "picture")
 
 
 def _png_orientation(path: Path) -> int:
@@ -210,6 +223,9 @@ def _pillow(path: Path) -> Iterator[Any]:
         try:
             picture = Image.open(path, formats=GUIDE_FORMATS)
         except UnidentifiedImageError:
+            kind = _kind(read_start(path))
+            if kind != "picture":
+                raise InputError(f"{path}: must be a whole {kind} file; its header is cut or damaged", AGAIN) from None
             raise InputError(
                 f"{path}: a guide must be a JPEG, PNG, TIFF, WebP, EXR or HEIC picture; its content is none of them",
                 "are depth and guide swapped? otherwise save the guide as PNG or JPEG",

@@ -30,13 +30,14 @@ from ddfup.formats.base import (
     Format,
     Header,
     check_pixels,
+    check_ratio,
     decoding,
     read_start,
 )
 from ddfup.formats.raw import raw_format
 from ddfup.guides import GuideHeader, read_guide, read_guide_header
 from ddfup.sizes import check_sizes
-from ddfup.units import UNITS, Unit, check_range, limits, parse_invalid, parse_unit, quantise
+from ddfup.units import UNITS, Unit, check_range, dequantise, limits, parse_invalid, parse_unit, quantise
 
 __all__ = [
     "DEFAULT_INVALID",
@@ -73,10 +74,10 @@ __all__ = [
 ]
 
 DEFAULT_INVALID = (0.0, math.nan, math.inf)
+# What people take for depth although it is a picture of it; the suffixes of depth formats are not among them.
+_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif"})
 # Confidence of ARKit and Record3D: 0 low, 1 medium, 2 high.
 DEFAULT_MIN_CONFIDENCE = 1
-# What people take for depth although it is a picture of it; the suffixes of depth formats are not among them.
-_PICTURES = frozenset({".jpg", ".jpeg", ".webp", ".heic", ".heif", ".bmp", ".gif"})
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,9 @@ def read_depth_header(
         check_pixels(path, *raw, max_pixels)
         row = raw_format(*raw)
     if row is None:
-        raise InputError(
-            f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}",
-            COLOUR_HINT if path.suffix.lower() in _PICTURES else "numbers without a header need a size: --raw 256x192",
-        )
+        raise _unknown_suffix(path, start)
     if not start.startswith(row.magics):
-        actual = next((other.name for other in FORMATS.values() if start.startswith(other.magics)), None)
+        actual = _format_by_content(start)
         raise InputError(
             f"{path}: is not {row.name.upper()} by its content"
             + (f" but {actual.upper()}" if actual else f"; it begins with {start[:8]!r}"),
@@ -156,6 +154,7 @@ def read_depth_header(
     with decoding(path, row.name.upper()):
         header = row.read_header(path)
     check_pixels(path, header.width, header.height, max_pixels)
+    check_ratio(path, header.width * header.height * header.dtype.itemsize, path.stat().st_size)
     code = f"{header.dtype.kind}{header.dtype.itemsize}"
     if code not in NUMBERS:
         raise InputError(
@@ -211,7 +210,7 @@ def read_depth(
         for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
             if math.isfinite(value):
                 valid &= stored != value
-        depth = unit.from_stored(stored).astype(np.float32)
+    depth = dequantise(stored, unit)
     if unit.coding:
         valid &= np.isfinite(depth)
     if not valid.any():
@@ -306,9 +305,24 @@ def read_notes(path: Path) -> dict[str, str]:
     """
     row = format_of(path)
     if row is None:
-        raise InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}")
+        raise _unknown_suffix(path, read_start(path))
     with decoding(path, row.name.upper()):
         return row.read_notes(path)
+
+
+def _format_by_content(start: bytes) -> str | None:
+    return next((row.name for row in FORMATS.values() if start.startswith(row.magics)), None)
+
+
+def _unknown_suffix(path: Path, start: bytes) -> InputError:
+    actual = _format_by_content(start)
+    if actual is not None:
+        hint = f"by its content it is {actual.upper()}: rename it to {path.stem}{FORMATS[actual].suffixes[0]}"
+    elif path.suffix.lower() in _PICTURE_SUFFIXES:
+        hint = COLOUR_HINT
+    else:
+        hint = "if it holds numbers without a header, say its size: --raw 256x192"
+    return InputError(f"{path}: depth must be one of {_suffixes()}; got {path.suffix or 'no suffix'!r}", hint)
 
 
 def _suffixes() -> str:
@@ -419,6 +433,8 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"{path}: an output must be a file; this is a folder", f"example: -o {path / 'depth.png'}")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OutputError(f"{path}: its folder must be one; {path.parent} is a file", "choose another place with -o")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: its folder must exist; {path.parent} does not", f"mkdir -p '{path.parent}'")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -32,8 +32,12 @@ def _read_config(ctx: typer.Context, path: Path) -> dict[str, Any]:
         import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
     try:
         content = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ArgumentError(f"--config: {path} must be a readable TOML file; got {error}") from error
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArgumentError(
+            f"--config: {path} must be a readable TOML file; got {reason}",
+            'example of its lines: model = "base" and, under [upsample], tile = 1024',
+        ) from error
     group: Any = ctx.parent.command if ctx.parent else None
     # Name without its dashes -> name of the function's argument.
     options: dict[str, dict[str, str]] = {
@@ -68,7 +72,9 @@ def _read_config(ctx: typer.Context, path: Path) -> dict[str, Any]:
 
 def _check_device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
-        raise ArgumentError(f"--device must be auto, cpu, cuda or cuda:NUMBER; got {value!r}")
+        raise ArgumentError(
+            f"--device must be auto, cpu, cuda or cuda:NUMBER; got {value!r}", "leave it out to let ddfup choose"
+        )
     return value
 
 
@@ -92,15 +98,24 @@ def one_of(ctx: typer.Context, **flags: bool) -> tuple[bool, ...]:
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DepthFormat = Literal["png", "tiff", "exr", "pfm", "pgm", "npy", "npz"]
 
+# Paths are not checked for being readable here: the readers do, with a message and an exit code of their own.
 DepthArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="DEPTH", help="Low-resolution depth: png, tif, exr, pfm, pgm, npy, npz.", show_default=False
+        metavar="DEPTH",
+        help="Low-resolution depth: png, tif, exr, pfm, pgm, npy, npz.",
+        show_default=False,
+        readable=False,
     ),
 ]
 GuideArgument = Annotated[
     Path,
-    typer.Argument(metavar="GUIDE", help="Picture of the same view: JPEG, PNG, TIFF, WebP, EXR.", show_default=False),
+    typer.Argument(
+        metavar="GUIDE",
+        help="Picture of the same view: JPEG, PNG, TIFF, WebP, EXR.",
+        show_default=False,
+        readable=False,
+    ),
 ]
 OutOption = Annotated[
     str | None,
@@ -174,5 +189,6 @@ ConfigOption = Annotated[
         is_eager=True,
         help="Options from a file; flags win.",
         show_default=False,
+        readable=False,
     ),
 ]

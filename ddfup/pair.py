@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup import io
-from ddfup.errors import ArgumentError, OutputError
+from ddfup.errors import ArgumentError, InputError, OutputError
 from ddfup.pointcloud import Camera, PointCloud, encode_ply, find_points
 
 if TYPE_CHECKING:
@@ -176,7 +176,10 @@ def read(work: Plan, options: Options) -> Inputs:
         raw=options.raw,
     )
     dtype, unit = io.storage(depth, work.target)
-    io.check_range(depth.depth, dtype, unit)
+    try:
+        io.check_range(depth.depth, dtype, unit)
+    except InputError as error:
+        raise InputError(f"{work.depth}: {error.message}", error.hint) from error
     guide = io.read_guide(work.guide, max_pixels=options.max_pixels)
     return Inputs(depth, guide, dtype, unit, time.perf_counter() - start)
 
@@ -248,7 +251,7 @@ def _output(depth: Path, out: str | Path | None, row: io.Format, name: str | Non
     by_suffix = io.format_of(path)
     if by_suffix is None:
         known = ", ".join(suffix for other in io.FORMATS.values() for suffix in other.suffixes)
-        raise ArgumentError(f"-o must end in one of {known}; got {str(path)!r}")
+        raise ArgumentError(f"-o must end in one of {known}; got {str(path)!r}", "example: -o depth_hd.png")
     if name and by_suffix is not target:
         raise ArgumentError(f"--format must agree with -o; got {name} and {str(path)!r}", "leave one of them out")
     return path, by_suffix

@@ -17,6 +17,7 @@ from ddfup.errors import ArgumentError, InputError
 # a camera of 300 pixels focal length changes by 2 % per pixel; larger cameras have a wider margin.
 _JUMP = 0.03
 _LARGEST_JSON = 1 << 20
+_EXAMPLE = 'example: {"fx": 1450, "fy": 1450, "cx": 959.5, "cy": 719.5}'
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class PointCloud:
             InputError: If the JSON file cannot be used.
         """
         if self.path.suffix.lower() != ".ply":
-            raise ArgumentError(f"--pointcloud must end in .ply; got {str(self.path)!r}")
+            raise ArgumentError(
+                f"--pointcloud must end in .ply; got {str(self.path)!r}", "example: --pointcloud cloud.ply"
+            )
         numbers = any(value is not None for value in (self.fx, self.fy, self.cx, self.cy))
         ways = [
             name
@@ -89,11 +92,13 @@ class PointCloud:
         middle = ((width - 1) / 2, (height - 1) / 2)
         if self.fov is not None:
             if not 0 < self.fov < 180:
-                raise ArgumentError(f"--fov must be between 0 and 180 degrees; got {self.fov:g}")
+                raise ArgumentError(
+                    f"--fov must be between 0 and 180 degrees; got {self.fov:g}", "--fov 60 is right for many phones"
+                )
             focal = width / 2 / math.tan(math.radians(self.fov) / 2)
             return Camera(focal, focal, *middle)
         if self.fx is None:
-            raise ArgumentError("--fy, --cx and --cy must come with --fx; it is missing")
+            raise ArgumentError("--fy, --cx and --cy must come with --fx; it is missing", "give --fx, or --fov alone")
         cx, cy = (given if given is not None else own for given, own in zip((self.cx, self.cy), middle, strict=True))
         camera = Camera(self.fx, self.fy if self.fy is not None else self.fx, cx, cy)
         problem = _problem(camera)
@@ -126,9 +131,9 @@ def read_camera(path: Path, width: int, height: int) -> Camera:
     except OSError as error:
         raise InputError(f"{path}: must be readable; got {error.strerror or error}", "check the path") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: must be a JSON file; got {str(error) or 'a deep nest'}") from error
+        raise InputError(f"{path}: must be a JSON file; got {str(error) or 'a deep nest'}", _EXAMPLE) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must be a JSON object; got {type(content).__name__}")
+        raise InputError(f"{path}: must be a JSON object; got {type(content).__name__}", _EXAMPLE)
     for name, size in (("width", width), ("height", height)):
         if content.get(name, size) != size:
             raise InputError(
@@ -140,11 +145,11 @@ def read_camera(path: Path, width: int, height: int) -> Camera:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: must hold fx, fy, cx, cy or a 3x3 matrix K or intrinsics; got {', '.join(list(content)[:8])}",
-            'example: {"fx": 1450, "fy": 1450, "cx": 959.5, "cy": 719.5}',
+            _EXAMPLE,
         ) from error
     problem = _problem(camera)
     if problem:
-        raise InputError(f"{path}: {problem}")
+        raise InputError(f"{path}: {problem}", _EXAMPLE)
     return camera
 
 
@@ -159,7 +164,7 @@ def _camera(path: Path, content: dict[str, Any]) -> Camera:
             "matrices by columns (Record3D, ARKit) must be transposed",
         )
     if k[0, 1] != 0:
-        raise InputError(f"{path}: the matrix must have no skew; got {k[0, 1]:g}")
+        raise InputError(f"{path}: the matrix must have no skew; got {k[0, 1]:g}", "set that number to 0")
     return Camera(float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2]))
 
 

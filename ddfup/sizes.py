@@ -38,5 +38,7 @@ def check_sizes(
         turned = abs(gw * w / (gh * h) - 1) <= _TOLERANCE
         raise InputError(
             f"depth and guide must show the same view (aspect within 1 %): {sizes}, {abs(off):.1%} off",
-            "one of them is turned by 90 degrees" if turned else "crop one of them to the other's view",
+            "one of them is turned by 90 degrees: turn it, or correct its EXIF orientation"
+            if turned
+            else "crop one of them to the other's view",
         )

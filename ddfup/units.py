@@ -187,6 +187,15 @@ def _beyond(most: float, high: float, dtype: np.dtype[Any], unit: Unit) -> bool:
     return dtype.kind == "f" or most * unit.factor >= high * unit.factor + 0.5
 
 
+def dequantise(stored: NDArray[Any], unit: Unit) -> NDArray[np.float32]:
+    """Return metres (or disparity) of stored values, infinite where float32 or the unit has none."""
+    depth = np.empty(stored.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part, target in zip(_parts(stored), _parts(depth), strict=True):
+            target[...] = unit.from_stored(part)
+    return depth
+
+
 def quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit) -> NDArray[Any]:
     """Return depth (metres or disparity; not finite = invalid) as it is stored.
 

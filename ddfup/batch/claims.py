@@ -78,7 +78,9 @@ class FolderClaims:
             folder.mkdir(exist_ok=True)
             self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise OutputError(f"{folder}: must be writable; got {error.strerror or error}") from error
+            raise OutputError(
+                f"{folder}: must be writable; got {error.strerror or error}", "choose another output folder"
+            ) from error
         self._lock(0, shared=True, wait=True)
 
     def identity(self) -> str:

@@ -149,7 +149,8 @@ class FolderJournal(Journal):
                 for path in self._folder.glob("journal.*.jsonl"):
                     self._refresh(path)
             except OSError as error:
-                raise OutputError(f"{self._folder}: must be readable; got {error}") from error
+                reason = error.strerror or str(error)
+                raise OutputError(f"{self._folder}: must be readable; got {reason}", "see its rights") from error
 
     def _refresh(self, path: Path) -> None:
         begin = self._read.get(path, 0)

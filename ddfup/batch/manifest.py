@@ -34,7 +34,10 @@ def read_manifest(path: Path, *, format_name: str | None = None) -> Pairing:
     """
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl"):
-        raise ArgumentError(f"--manifest must be a .csv or .jsonl file; got {str(path)!r}")
+        raise ArgumentError(
+            f"--manifest must be a .csv or .jsonl file; got {str(path)!r}",
+            "its columns or keys are depth, guide and, if wanted, out",
+        )
     result = Pairing()
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -43,7 +46,11 @@ def read_manifest(path: Path, *, format_name: str | None = None) -> Pairing:
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         if isinstance(error, ArgumentError):
             raise
-        raise ArgumentError(f"--manifest: {path} must be a readable UTF-8 list of pairs; got {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArgumentError(
+            f"--manifest: {path} must be a readable UTF-8 list of pairs; got {reason}",
+            "check the path, and how it was saved",
+        ) from error
     result.conflicts = find_collisions(result.pairs)
     return result
 
@@ -112,7 +119,9 @@ def _pair(place: str, row: dict[str, Any], folder: Path, format_name: str | None
         check_name(out)
         row_format = io.format_of(Path(name))
         if format_name is not None and row_format is not None and row_format.name != format_name:
-            raise OutputError(f"{place}: --format {format_name} must agree with out; got {out!r}")
+            raise OutputError(
+                f"{place}: --format {format_name} must agree with out; got {out!r}", "leave one of them out"
+            )
         # What is in no path is found out here: then it is one row's problem and not that of every check to come.
         for text in (depth, guide, out):
             os.fsencode(text)

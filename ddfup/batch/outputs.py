@@ -183,7 +183,10 @@ class FolderOutputs(Outputs):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise OutputError(f"{path}: its folder must be writable; got {error.strerror or error}") from error
+                raise OutputError(
+                    f"{path}: its folder must be writable; got {error.strerror or error}",
+                    "choose another output folder",
+                ) from error
         # First the journal: then there is never an output that nobody knows of.
         self._journal.add(entry)
         io.write_files(local)

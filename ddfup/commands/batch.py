@@ -319,6 +319,8 @@ def _stopping(work: Engine) -> Iterator[list[int]]:
 def _report(terminal: Terminal, outcome: Outcome, *, dry_run: bool) -> None:
     """Tell of one pair: always of a failure, else as details."""
     work = outcome.pair
+    if outcome.fatal:
+        return  # told where it ends the batch
     if outcome.failure is not None:
         try:
             raise outcome.failure
@@ -380,13 +382,18 @@ def _find_pairs(
 
     if manifest is not None:
         if pair_by not in (None, "manifest") or pair_regex is not None:
-            raise ArgumentError("--manifest must not come with another --pair-by or --pair-regex")
+            raise ArgumentError(
+                "--manifest must not come with another --pair-by or --pair-regex", "leave one of them out"
+            )
         found = read_manifest(manifest, format_name=format_name)
         if not found.pairs:
-            raise PairingError(f"--manifest: {manifest} must list a pair; it lists none")
+            raise PairingError(
+                f"--manifest: {manifest} must list a pair; it lists none",
+                "one line each: depth, guide and, if wanted, out",
+            )
         return found, open_journal(out_dir)
     if pair_by == "manifest":
-        raise ArgumentError("--pair-by manifest must come with --manifest FILE")
+        raise ArgumentError("--pair-by manifest must come with --manifest FILE", "example: --manifest pairs.csv")
     rule = parse_rule(pair_by or ("stem" if pair_regex is None else "regex"), pair_regex)
     suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
     depths = find_files(places[0], suffixes, what="DEPTHS")

@@ -26,7 +26,9 @@ from ddfup.terminal import Terminal, one_line, reported
 
 def info(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Depth file or picture.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Depth file or picture.", show_default=False, readable=False)
+    ],
     unit: UnitOption = None,
     invalid: InvalidOption = "0,nan,inf",
     raw: Annotated[

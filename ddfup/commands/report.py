@@ -39,8 +39,8 @@ def _folder_option(name: str, what: str) -> Any:
 
 def report(
     ctx: typer.Context,
-    prediction: Annotated[Path, typer.Argument(metavar="PRED", help=_NAMES_HELP, show_default=False)],
-    truth: Annotated[Path, typer.Argument(metavar="GT", help=_TRUTH_HELP, show_default=False)],
+    prediction: Annotated[Path, typer.Argument(metavar="PRED", help=_NAMES_HELP, show_default=False, readable=False)],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help=_TRUTH_HELP, show_default=False, readable=False)],
     third: Annotated[Path | None, typer.Argument(metavar="B", help=_THIRD_HELP, show_default=False)] = None,
     out: Annotated[
         Path | None,

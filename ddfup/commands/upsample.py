@@ -43,6 +43,7 @@ ConfidenceOption = Annotated[
         metavar="FILE",
         help="Confidence map of DEPTH: 0, 1, 2 (ARKit, Record3D).",
         show_default=False,
+        readable=False,
     ),
 ]
 MinConfidenceOption = Annotated[
@@ -83,6 +84,7 @@ IntrinsicsOption = Annotated[
         metavar="FILE.json",
         help="The camera from a file: fx, fy, cx, cy or a 3x3 matrix K.",
         show_default=False,
+        readable=False,
     ),
 ]
 FovOption = Annotated[
@@ -149,7 +151,10 @@ def upsample(
             cloud = PointCloud(pointcloud, fx, fy, cx, cy, intrinsics, fov, clean_edges)
             record |= {"pointcloud": str(pointcloud), "points": None}
         elif clean_edges or any(value is not None for value in (fx, fy, cx, cy, intrinsics, fov)):
-            raise ArgumentError("the camera and --clean-edges must come with --pointcloud; it is missing")
+            raise ArgumentError(
+                "the camera and --clean-edges must come with --pointcloud; it is missing",
+                "add --pointcloud cloud.ply, or leave them out",
+            )
         options = pair.Options(
             unit=io.parse_unit(unit) if unit else None,
             invalid=io.parse_invalid(invalid),
@@ -207,4 +212,7 @@ def _write_stdout(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        raise OutputError(f"stdout must take {len(data)} bytes; got {error.strerror or error}") from error
+        raise OutputError(
+            f"stdout must take {len(data)} bytes; got {error.strerror or error}",
+            "free some space, or write to a file with -o",
+        ) from error

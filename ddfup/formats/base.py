@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,9 @@ from ddfup.errors import InputError
 DEFAULT_MAX_PIXELS = 200_000_000
 AGAIN = "save or download the file again"
 COLOUR_HINT = "pictures of depth (colour maps, viewer snapshots) hold no depth; export the raw 16-bit or float values"
+# Depth and pictures shrink by 2 to 20, smooth or masked ones by more; what is large beyond this is made to fill memory.
+_LARGE_BYTES = 64 << 20
+_LARGEST_RATIO = 300
 # Types as kind and size in bytes; those of a format are what it can store.
 INTEGERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"})
 NUMBERS = INTEGERS | {"f2", "f4", "f8"}
@@ -71,7 +75,8 @@ def read_start(path: Path) -> bytes:
     """Return the first 64 bytes of a file, refusing what is no readable, non-empty file."""
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: must be a file; got a {'folder' if path.is_dir() else 'device or pipe'}")
+            what = ("folder", "check the path") if path.is_dir() else ("device or pipe", "save it to a file first")
+            raise InputError(f"{path}: must be a file; got a {what[0]}", what[1])
         with path.open("rb") as stream:
             start = stream.read(64)
     except FileNotFoundError as error:
@@ -87,16 +92,30 @@ def read_start(path: Path) -> bytes:
 
 @contextmanager
 def decoding(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a decoder raises (over 15 kinds of exception) into one InputError."""
+    """Turn whatever a decoder raises (over 15 kinds of exception) into one InputError.
+
+    Lack of memory stays what it is: it says nothing about the file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of odd metadata; what matters is the pixels
             yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
+    except OSError as error:
+        if error.errno is None:
+            raise _damaged(path, kind, error) from error
+        raise InputError(f"{path}: must be readable; got {error.strerror or error}", "check the path") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: must be a whole {kind} file; got {reason[:200]}", AGAIN) from error
+        raise _damaged(path, kind, error) from error
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> InputError:
+    # What Python says of a missing byte or key is about the reader, not about the file.
+    own = isinstance(error, LookupError | struct.error)
+    reason = "" if own else (str(error).strip() or type(error).__name__).splitlines()[0]
+    detail = f" ({reason[:200]})" if reason else ""
+    return InputError(f"{path}: must be a whole {kind} file; it is cut or damaged{detail}", AGAIN)
 
 
 @contextmanager
@@ -116,11 +135,26 @@ def quiet_stderr() -> Iterator[None]:
 def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
     """Refuse a size of nothing, or of more than ``max_pixels``."""
     if width < 1 or height < 1:
-        raise InputError(f"{path}: must have at least one pixel; got {width}x{height}")
+        raise InputError(f"{path}: must have at least one pixel; got {width}x{height}", AGAIN)
     if width * height > max_pixels:
         raise InputError(
             f"{path}: must have at most {max_pixels} pixels; got {width}x{height} = {width * height}",
             "if the file is right, raise --max-pixels",
+        )
+
+
+def check_ratio(path: Path, needed: int, stored: int) -> None:
+    """Refuse contents that are large and have shrunk far more than depth and pictures do.
+
+    Args:
+        path: The file, for the message.
+        needed: Bytes of the decoded pixels.
+        stored: Bytes that they take in the file.
+    """
+    if needed > max(_LARGE_BYTES, _LARGEST_RATIO * stored):
+        raise InputError(
+            f"{path}: {needed} bytes of pixels must not shrink more than {_LARGEST_RATIO}:1; got {stored} bytes",
+            "if the file is right, save it with less compression",
         )
 
 

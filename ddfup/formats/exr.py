@@ -74,14 +74,21 @@ def exr_header(path: Path) -> ExrHeader:
     display, data = windows
     width, height, across, down = (window[i + 2] - window[i] for window in windows for i in (0, 1))
     if min(width, height, across, down) < 1:
-        raise InputError(f"{path}: must have at least one pixel; got {width}x{height}, of which {across}x{down} stored")
+        raise InputError(
+            f"{path}: must have at least one pixel; got {width}x{height}, of which {across}x{down} stored", AGAIN
+        )
     if across * down > max(4 * width * height, 1 << 22):
-        raise InputError(f"{path}: stored pixels must be near the picture's; got {across}x{down} for {width}x{height}")
+        raise InputError(
+            f"{path}: stored pixels must be near the picture's; got {across}x{down} for {width}x{height}",
+            f"if the file is right, crop it to its display window; else {AGAIN}",
+        )
     if "tiles" in attributes:
         # The library would allocate a tile larger than the picture.
         across, down = struct.unpack_from("<2I", attributes["tiles"])
         if not 1 <= across * down <= max(4 * width * height, 1 << 20):
-            raise InputError(f"{path}: tiles must be near the picture's size; got {across}x{down}")
+            raise InputError(
+                f"{path}: tiles must be near the picture's size; got {across}x{down}", "save it without tiles"
+            )
     if attributes["compression"][0] > _LAST_COMPRESSION:
         raise InputError(
             f"{path}: EXR must be uncompressed, RLE, ZIP, PIZ, PXR24, B44 or DWA; got compression "
@@ -181,7 +188,10 @@ def _depth_channels(path: Path, header: ExrHeader) -> list[str]:
     if len(names) == 1:
         return names
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    raise InputError(f"{path}: depth must be in channel Z, depth.Z, Y, R or the only one; got {listed or 'none'}")
+    raise InputError(
+        f"{path}: depth must be in channel Z, depth.Z, Y, R or the only one; got {listed or 'none'}",
+        "rename the channel that holds depth to Z, or save it alone",
+    )
 
 
 def _header(path: Path) -> Header:

@@ -13,13 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import InputError
-from ddfup.formats.base import NUMBERS, Format, Header, no_notes
+from ddfup.formats.base import NUMBERS, Format, Header, check_ratio, no_notes
 
 NPY_MAGIC = b"\x93NUMPY"
 _KEY = "depth"
-# Depth shrinks by 2 to 20, smooth or masked maps by more; a large array beyond this is made to fill memory.
-_LARGE_BYTES = 64 << 20
-_LARGEST_RATIO = 300
 
 
 def _array_header(path: Path, stream: IO[bytes]) -> tuple[Header, bool, int]:
@@ -35,7 +32,10 @@ def _array_header(path: Path, stream: IO[bytes]) -> tuple[Header, bool, int]:
             "save one map: depth[..., 0]",
         )
     if dtype.hasobject:
-        raise InputError(f"{path}: depth must be plain numbers; got {dtype} (pickled objects are never loaded)")
+        raise InputError(
+            f"{path}: depth must be plain numbers; got {dtype} (pickled objects are never loaded)",
+            "save it as float32: np.save(file, depth.astype(np.float32))",
+        )
     return Header(int(shape[1]), int(shape[0]), dtype), fortran, shape[0] * shape[1] * dtype.itemsize
 
 
@@ -95,12 +95,7 @@ def _npz_array(path: Path) -> Iterator[tuple[IO[bytes], Header, bool, int]]:
             size = stream.tell() + needed
             if info.file_size != size:
                 raise InputError(f"{path}: its array must have {size} bytes; got {info.file_size}", "save it again")
-            if needed > max(_LARGE_BYTES, _LARGEST_RATIO * info.compress_size):
-                raise InputError(
-                    f"{path}: an array of {needed} bytes must not shrink more than {_LARGEST_RATIO}:1; "
-                    f"got {info.compress_size} bytes",
-                    "if the file is right, save the array as .npy",
-                )
+            check_ratio(path, needed, info.compress_size)
             yield stream, header, fortran, needed
 
 

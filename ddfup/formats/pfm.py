@@ -25,7 +25,7 @@ def _parse(path: Path) -> tuple[Header, int]:
     lines = _LINES.match(start)
     scale = float(lines[3]) if lines else 0.0
     if lines is None or not scale:
-        raise InputError(f"{path}: must be a whole PFM file; its first lines are {start[:40]!r}", AGAIN)
+        raise InputError(f"{path}: must be a whole PFM file; its first lines are {start[:20]!r}", AGAIN)
     # Only the sign of the scale has a meaning that all writers share: below 0 the low byte comes first.
     width, height = int(lines[1]), int(lines[2])
     needed, size = lines.end() + 4 * width * height, path.stat().st_size

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddfup.errors import InputError
-from ddfup.formats.base import COLOUR_HINT, NUMBERS, Format, Header
+from ddfup.formats.base import AGAIN, COLOUR_HINT, NUMBERS, Format, Header
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
@@ -34,8 +34,17 @@ def tiff_page(path: Path) -> Iterator[Any]:
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs odd tags to stderr
+    size = path.stat().st_size
     with tifffile.TiffFile(path) as tiff:
-        yield tiff.pages.first
+        page = tiff.pages.first
+        # The library would make room for what a strip says it has before it reads it.
+        most = max(page.databytecounts, default=0)
+        if most > size:
+            raise InputError(
+                f"{path}: must be a whole TIFF file; a part of it has {most} bytes, the file {size}",
+                AGAIN,
+            )
+        yield page
 
 
 def _header(path: Path) -> Header:
@@ -44,11 +53,17 @@ def _header(path: Path) -> Header:
             kind = "a palette" if page.photometric == 3 else f"{page.samplesperpixel} channels"
             raise InputError(f"{path}: depth must have one channel; got {kind}", COLOUR_HINT)
         if page.dtype is None or page.imagedepth != 1:
-            raise InputError(f"{path}: depth must be one layer of integers or floats; got {page.bitspersample} bits")
+            raise InputError(
+                f"{path}: depth must be one layer of integers or floats; got {page.bitspersample} bits",
+                "save the depth as float32 metres or uint16 millimetres",
+            )
         width, height = int(page.imagewidth), int(page.imagelength)
         # A tile may be far larger than the picture: decoders would allocate it.
         if page.is_tiled and page.tilewidth * page.tilelength > max(16 * width * height, 1 << 22):
-            raise InputError(f"{path}: tiles must be near the picture's size; got {page.tilewidth}x{page.tilelength}")
+            raise InputError(
+                f"{path}: tiles must be near the picture's size; got {page.tilewidth}x{page.tilelength}",
+                "save it without tiles",
+            )
         nodata = float(page.nodata) if _GDAL_NODATA in page.tags else None
         return Header(width, height, np.dtype(page.dtype), nodata)
 
