@@ -42,7 +42,7 @@ def describe(
     unit: io.Unit | None = None,
     invalid: tuple[float, ...] = io.DEFAULT_INVALID,
     max_pixels: int = io.DEFAULT_MAX_PIXELS,
-    raw: tuple[int, int] | None = None,
+    raw: io.Raw | None = None,
 ) -> dict[str, Any]:
     """Return what is known about a depth file, a confidence map or a picture, ready for JSON.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from ddfup.options import (
 )
 from ddfup.terminal import Terminal, one_line, reported
 
+if TYPE_CHECKING:
+    from ddfup import io
+
 
 def info(
     ctx: typer.Context,
@@ -33,8 +36,8 @@ def info(
         str | None,
         typer.Option(
             "--raw",
-            metavar="WIDTHxHEIGHT",
-            help="FILE of unknown suffix has no header but this size (ARKit, Record3D).",
+            metavar="WIDTHxHEIGHT[:TYPE]",
+            help="FILE of unknown suffix has no header but this size; TYPE u8, u16, f16 or f32.",
             show_default=False,
         ),
     ] = None,
@@ -91,7 +94,7 @@ def _draw(
     *,
     invalid: tuple[float, ...],
     max_pixels: int,
-    raw: tuple[int, int] | None,
+    raw: io.Raw | None,
 ) -> None:
     """Write a picture of the depth in the unit that was given or guessed; what has none is shown as it is stored."""
     from ddfup import io
