@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,6 @@ from ddfup.options import (
     VerboseOption,
 )
 from ddfup.terminal import Terminal, one_line, reported
-
-if TYPE_CHECKING:
-    from ddfup import io
 
 
 def info(
@@ -59,7 +56,7 @@ def info(
     record: dict[str, Any] = {"file": str(file), "status": "failed", "error": None}
     with reported(record, as_json):
         from ddfup import io
-        from ddfup.info import describe, lines
+        from ddfup.info import describe, draw, lines
 
         meaning = io.parse_unit(unit) if unit else None
         marks, size = io.parse_invalid(invalid), io.parse_size(raw) if raw else None
@@ -69,7 +66,8 @@ def info(
         if preview is not None:
             if facts["kind"] != "depth":
                 raise InputError(f"{file}: --preview must have depth to show; this is a picture already")
-            _draw(file, preview, facts, invalid=marks, max_pixels=max_pixels, raw=size)
+            picture = draw(file, facts, invalid=marks, max_pixels=max_pixels, raw=size)
+            io.write_files({preview: io.encode_image(preview, picture)})
         record |= {"status": "ok", **facts}
         if not as_json:
             for line in lines(facts, blocks=_blocks()):
@@ -85,27 +83,6 @@ def _check_preview(preview: Path, overwrite: bool) -> None:
     io.check_writable(preview)
     if os.path.lexists(preview) and not overwrite:
         raise OutputError(f"{preview}: must not exist yet; it does", "--overwrite replaces it, or give another name")
-
-
-def _draw(
-    file: Path,
-    preview: Path,
-    facts: dict[str, Any],
-    *,
-    invalid: tuple[float, ...],
-    max_pixels: int,
-    raw: io.Raw | None,
-) -> None:
-    """Write a picture of the depth in the unit that was given or guessed; what has none is shown as it is stored."""
-    from ddfup import io
-    from ddfup.preview import alone
-
-    name = facts["unit"]
-    unit = io.parse_unit(name.removesuffix("/m")) if name else io.UNITS["disparity"]
-    # In a confidence map 0 is a level like the others.
-    marks = () if facts["levels"] else invalid
-    depth = io.read_depth(file, unit=unit, invalid=marks, max_pixels=max_pixels, raw=raw)
-    io.write_files({preview: io.encode_image(preview, alone(depth.depth, label=unit.label or name or ""))})
 
 
 def _blocks() -> str:
