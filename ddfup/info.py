@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddfup import io
 from ddfup.errors import ArgumentError, InputError
+from ddfup.preview import alone
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 16
@@ -42,7 +43,7 @@ def describe(
     unit: io.Unit | None = None,
     invalid: tuple[float, ...] = io.DEFAULT_INVALID,
     max_pixels: int = io.DEFAULT_MAX_PIXELS,
-    raw: tuple[int, int] | None = None,
+    raw: io.Raw | None = None,
 ) -> dict[str, Any]:
     """Return what is known about a depth file, a confidence map or a picture, ready for JSON.
 
@@ -142,6 +143,34 @@ def _picture(path: Path, max_pixels: int, error: InputError) -> dict[str, Any]:
         "orientation": header.orientation,
         "stored": _ORIENTATIONS[header.orientation],
     }
+
+
+def draw(
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    invalid: tuple[float, ...] = io.DEFAULT_INVALID,
+    max_pixels: int = io.DEFAULT_MAX_PIXELS,
+    raw: io.Raw | None = None,
+) -> NDArray[np.uint8]:
+    """Return a picture of a depth file in the unit that `describe` found; what has none is shown as it is stored.
+
+    Args:
+        path: The file.
+        facts: What `describe` returned for it.
+        invalid: As for `describe`.
+        max_pixels: As for `describe`.
+        raw: As for `describe`.
+
+    Raises:
+        InputError: If no pixel is valid.
+    """
+    name = facts["unit"]
+    unit = io.parse_unit(name.removesuffix("/m")) if name else io.UNITS["disparity"]
+    # In a confidence map 0 is a level like the others.
+    marks = () if facts["levels"] else invalid
+    depth = io.read_depth(path, unit=unit, invalid=marks, max_pixels=max_pixels, raw=raw)
+    return alone(depth.depth, label=unit.label or name or "")
 
 
 def guess_unit(stored: NDArray[Any], notes: Mapping[str, str], path: Path) -> tuple[io.Unit | None, str]:

@@ -34,7 +34,7 @@ from ddfup.formats.base import (
     decoding,
     read_start,
 )
-from ddfup.formats.raw import raw_format
+from ddfup.formats.raw import RAW_TYPES, Raw, raw_format
 from ddfup.guides import GuideHeader, read_guide, read_guide_header
 from ddfup.sizes import check_sizes
 from ddfup.units import UNITS, Unit, check_range, dequantise, limits, parse_invalid, parse_unit, quantise
@@ -49,6 +49,7 @@ __all__ = [
     "Format",
     "GuideHeader",
     "Header",
+    "Raw",
     "Unit",
     "check_confidence",
     "check_image_suffix",
@@ -107,16 +108,20 @@ def format_of(path: PurePath) -> Format | None:
     return next((row for row in FORMATS.values() if suffix in row.suffixes), None)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Return (width, height) of text such as ``256x192``.
+def parse_size(text: str) -> Raw:
+    """Return (width, height) of text such as ``256x192``, and the type of ``640x480:u16``.
 
     Raises:
         ArgumentError: If it is none.
     """
-    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.strip().lower())
+    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})(?::([a-z0-9]+))?", text.strip().lower())
     if sides is None:
         raise ArgumentError(f"a raw file's size must be WIDTHxHEIGHT; got {text!r}", "example: --raw 256x192")
-    return int(sides[1]), int(sides[2])
+    if sides[3] is None:
+        return int(sides[1]), int(sides[2])
+    if sides[3] not in RAW_TYPES:
+        raise ArgumentError(f"a raw file's type must be one of {', '.join(RAW_TYPES)}; got {sides[3]!r}")
+    return int(sides[1]), int(sides[2]), sides[3]
 
 
 def read_depth_header(
@@ -124,7 +129,7 @@ def read_depth_header(
     *,
     unit: Unit | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    raw: tuple[int, int] | None = None,
+    raw: Raw | None = None,
 ) -> tuple[Format, Header]:
     """Check everything about a depth file that can be known without decoding it.
 
@@ -132,7 +137,8 @@ def read_depth_header(
         path: The file.
         unit: Unit the user gave, if any; 8-bit files need one.
         max_pixels: Largest number of pixels allowed.
-        raw: (width, height) of files without a header; those with a known suffix are read as ever.
+        raw: (width, height) of files without a header, with their type (`RAW_TYPES`) if it does not follow from
+            the bytes per pixel; files with a known suffix are read as ever.
 
     Raises:
         InputError: If the file is missing, of another kind, damaged, too large, or not a depth map.
@@ -140,7 +146,7 @@ def read_depth_header(
     row = format_of(path)
     start = read_start(path)
     if row is None and raw is not None:
-        check_pixels(path, *raw, max_pixels)
+        check_pixels(path, raw[0], raw[1], max_pixels)
         row = raw_format(*raw)
     if row is None:
         raise _unknown_suffix(path, start)
@@ -182,7 +188,7 @@ def read_depth(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     confidence: Path | None = None,
     min_confidence: int = DEFAULT_MIN_CONFIDENCE,
-    raw: tuple[int, int] | None = None,
+    raw: Raw | None = None,
 ) -> DepthMap:
     """Read a depth map.
 
@@ -227,7 +233,7 @@ def read_depth(
 
 
 def read_stored(
-    path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: tuple[int, int] | None = None
+    path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: Raw | None = None
 ) -> tuple[Format, Header, NDArray[Any]]:
     """Read the numbers of a depth file as they are stored, whatever they mean.
 
@@ -254,14 +260,16 @@ def _decode(path: Path, row: Format, header: Header) -> NDArray[Any]:
 
 
 def check_confidence(
-    path: Path, depth: Header, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: tuple[int, int] | None = None
+    path: Path, depth: Header, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: Raw | None = None
 ) -> tuple[Format, Header]:
     """Check everything about a confidence map that can be known without decoding it; see `read_confidence`.
 
     Raises:
         InputError: If the file cannot be used, has another size, or no integers.
     """
-    row, header = read_depth_header(path, unit=UNITS["disparity"], max_pixels=max_pixels, raw=raw)
+    # A type that was named is the depth's.
+    size = None if raw is None else (raw[0], raw[1])
+    row, header = read_depth_header(path, unit=UNITS["disparity"], max_pixels=max_pixels, raw=size)
     if (header.width, header.height) != (depth.width, depth.height):
         raise InputError(
             f"{path}: confidence must have the size of its depth = {depth.width}x{depth.height}; "
@@ -276,7 +284,7 @@ def check_confidence(
 
 
 def read_confidence(
-    path: Path, depth: Header, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: tuple[int, int] | None = None
+    path: Path, depth: Header, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw: Raw | None = None
 ) -> NDArray[np.integer[Any]]:
     """Read the confidence map of a depth map: 0 low, 1 medium, 2 high (ARKit, Record3D).
 

@@ -36,7 +36,7 @@ class Options:
         confidence: Confidence map of the depth, or None.
         min_confidence: Pixels of less confidence have no measurement.
         pointcloud: Point cloud to write as well, or None.
-        raw: (width, height) of depth and confidence files without a header, or None.
+        raw: (width, height) of depth and confidence files without a header, perhaps the depth's type; or None.
     """
 
     unit: io.Unit | None = None
@@ -50,7 +50,7 @@ class Options:
     confidence: Path | None = None
     min_confidence: int = io.DEFAULT_MIN_CONFIDENCE
     pointcloud: PointCloud | None = None
-    raw: tuple[int, int] | None = None
+    raw: io.Raw | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ ARROWS = {
     "batch": {"", "inference", "io", "pair", "preview"},
     "pair": {"inference", "io", "preview", "pointcloud"},
     "pointcloud": set(),
-    "info": {"io"},
+    "info": {"io", "preview"},
     "benchmark": {"inference", "io", "degrade", "metrics"},
     "speed": {"", "inference", "models", "devices", "io", "ops", "ops.native"},
     "report": {"io", "metrics", "preview"},

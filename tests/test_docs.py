@@ -57,7 +57,8 @@ def write_sensors(root, small, depth):
     # RealSense.
     Image.fromarray(np.rint(10_000 * small).astype(np.uint16)).save(root / "d405.png")
     Image.fromarray(np.rint(1000 * depth).astype(np.uint16)).save(root / "aligned.png")
-    cv2.resize(millimetres, (640, 480)).tofile(root / "snapshot_Depth.raw")
+    cv2.resize(millimetres, (640, 480), interpolation=cv2.INTER_NEAREST).tofile(root / "snapshot_Depth.raw")
+    Image.open(photo).resize((640, 480)).save(root / "color.jpg")
     # Kinects.
     Image.fromarray((millimetres << 3) | (millimetres >> 13)).save(root / "sun.png")
     # Disparity, of a matcher and of a network.
@@ -169,9 +170,9 @@ def links(page):
 
 
 def test_every_page_is_found_from_the_readme_and_no_link_is_dead():
-    index = CHECKOUT / "docs" / "index.md"
-    assert index in links(CHECKOUT / "README.md")
-    assert {*links(index), index} >= {page for page in PAGES if page.parent == index.parent}
+    readme, index = CHECKOUT / "README.md", CHECKOUT / "docs" / "index.md"
+    assert index in links(readme)
+    assert {*links(readme), *links(index)} >= {page for page in PAGES if page.parent == index.parent}
     for page in PAGES:
         for target in links(page):
             assert target.exists(), f"{page.name} links to {target}"

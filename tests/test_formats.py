@@ -415,6 +415,25 @@ def test_bad_raw_depth(tmp_path, data, message):
     assert message in caught.value.message
 
 
+def test_raw_depth_of_a_named_type(tmp_path):
+    millimetres = np.array([[1000, 0, 3000, 65535]] * 3, "<u2")
+    depth = save(tmp_path / "d.raw", millimetres.tobytes())
+    confidence = save(tmp_path / "c.raw", bytes([2, 2, 2, 0] * 3))
+    raw = io.parse_size("4x3:u16")
+    found = io.read_depth(depth, raw=raw, confidence=confidence)
+    assert found.dtype == np.uint16 and found.unit.name == "mm"
+    np.testing.assert_array_equal(found.depth, np.array([[1, np.nan, 3, np.nan]] * 3, np.float32))
+    for text, message in (
+        ("4x3:f32", "raw 4x3:f32 must have 4 bytes per pixel; got 24 bytes = 2"),
+        ("4x3:u8", "got 24"),
+    ):
+        with pytest.raises(InputError) as caught:
+            io.read_depth(depth, raw=io.parse_size(text), unit=io.UNITS["disparity"])
+        assert message in caught.value.message
+    with pytest.raises(ArgumentError, match="type must be one of u8, u16, f16, f32; got 'i16'"):
+        io.parse_size("4x3:i16")
+
+
 @pytest.mark.parametrize("text", ["256", "256x", "0x4", "-1x4", "256x192x3", "1e3x4", "9999999x1"])
 def test_wrong_raw_sizes(text):
     with pytest.raises(ArgumentError, match="must be WIDTHxHEIGHT"):

@@ -35,8 +35,8 @@ def info(
         str | None,
         typer.Option(
             "--raw",
-            metavar="WIDTHxHEIGHT",
-            help="FILE of unknown suffix has no header but this size (ARKit, Record3D).",
+            metavar="WIDTHxHEIGHT[:TYPE]",
+            help="FILE of unknown suffix has no header but this size; TYPE u8, u16, f16 or f32.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def info(
     record: dict[str, Any] = {"file": str(file), "status": "failed", "error": None}
     with reported(record, as_json):
         from ddfup import io
-        from ddfup.info import describe, lines
+        from ddfup.info import describe, draw, lines
 
         meaning = io.parse_unit(unit) if unit else None
         marks, size = io.parse_invalid(invalid), io.parse_size(raw) if raw else None
@@ -68,7 +68,8 @@ def info(
         if preview is not None:
             if facts["kind"] != "depth":
                 raise InputError(f"{file}: --preview must have depth to show; this is a picture already")
-            _draw(file, preview, facts, invalid=marks, max_pixels=max_pixels, raw=size)
+            picture = draw(file, facts, invalid=marks, max_pixels=max_pixels, raw=size)
+            io.write_files({preview: io.encode_image(preview, picture)})
         record |= {"status": "ok", **facts}
         if not as_json:
             for line in lines(facts, blocks=_blocks()):
@@ -84,27 +85,6 @@ def _check_preview(preview: Path, overwrite: bool) -> None:
     io.check_writable(preview)
     if os.path.lexists(preview) and not overwrite:
         raise OutputError(f"{preview}: must not exist yet; it does", "--overwrite replaces it, or give another name")
-
-
-def _draw(
-    file: Path,
-    preview: Path,
-    facts: dict[str, Any],
-    *,
-    invalid: tuple[float, ...],
-    max_pixels: int,
-    raw: tuple[int, int] | None,
-) -> None:
-    """Write a picture of the depth in the unit that was given or guessed; what has none is shown as it is stored."""
-    from ddfup import io
-    from ddfup.preview import alone
-
-    name = facts["unit"]
-    unit = io.parse_unit(name.removesuffix("/m")) if name else io.UNITS["disparity"]
-    # In a confidence map 0 is a level like the others.
-    marks = () if facts["levels"] else invalid
-    depth = io.read_depth(file, unit=unit, invalid=marks, max_pixels=max_pixels, raw=raw)
-    io.write_files({preview: io.encode_image(preview, alone(depth.depth, label=unit.label or name or ""))})
 
 
 def _blocks() -> str:

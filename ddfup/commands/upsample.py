@@ -53,8 +53,8 @@ RawOption = Annotated[
     str | None,
     typer.Option(
         "--raw",
-        metavar="WIDTHxHEIGHT",
-        help="DEPTH and --confidence of unknown suffix have no header but this size (ARKit, Record3D).",
+        metavar="WIDTHxHEIGHT[:TYPE]",
+        help="DEPTH and --confidence of unknown suffix have no header but this size; TYPE of DEPTH u16, f16 or f32.",
         show_default=False,
     ),
 ]
