@@ -1,4 +1,4 @@
-"""The op against what the memory allows, a depth-wise convolution and the PyTorch kernels."""
+"""The op against what the memory allows, a depth-wise convolution, the PyTorch kernels and plain unfolding."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ def bench(case: Case, *, device: torch.device, dtype: torch.dtype, seconds: floa
         calls = {name: run for name, (run, _) in methods.items()}
         with torch.no_grad():
             # By itself and seldom: it takes long, and its many large tensors slow whatever follows it.
-            slow = {"PyTorch kernels": calls.pop("PyTorch kernels")}
+            slow: dict[str, Callable[[], object]] = {}
+            for name in ("PyTorch kernels", "unfold"):
+                if name in calls:
+                    slow[name] = calls.pop(name)
             timings = time_in_turns(calls, seconds=seconds, device=device)
             timings |= time_in_turns(slow, seconds=seconds / 4, device=device, rounds=3)
         copy = methods["copy"][1] / timings["copy"].median
@@ -125,6 +128,7 @@ def _methods(
             **_copies(moved["forward"], device),
             "depth-wise conv": (lambda: F.conv2d(features, weights, padding=k // 2, groups=channels), dense),
             "PyTorch kernels": (lambda: reference.ddf(*inputs, *options), moved["forward"]),
+            "unfold": (lambda: unfold(*inputs, k, scale), moved["forward"]),
         },
         "backward": {
             "op": (lambda: torch.ops.ddfup.ddf_backward(grad, *inputs, *options, *needs), moved["backward"]),
@@ -136,6 +140,29 @@ def _methods(
             "PyTorch kernels": (lambda: reference.ddf_backward(grad, *inputs, *options, *needs), moved["backward"]),
         },
     }
+
+
+def unfold(features: Tensor, channel: Tensor, spatial: Tensor, kernel_size: int, scale: int) -> Tensor:
+    """Filter as people do without an op of their own: unfolded windows, S results, a stack and a pixel shuffle.
+
+    Args:
+        features: (N, C, H, W).
+        channel: (N, S, C, K, K).
+        spatial: (N, S * K * K, H, W).
+        kernel_size: K.
+        scale: Upsampling factor; S is its square.
+
+    Returns:
+        (N, C, scale * H, scale * W).
+    """
+    n, c, h, w = features.shape
+    windows = F.unfold(features, kernel_size, padding=kernel_size // 2).view(n, c, -1, h * w)
+    weights = spatial.reshape(n, scale**2, 1, kernel_size**2, h * w)
+    results = [
+        (windows * channel[:, s].reshape(n, c, -1, 1) * weights[:, s]).sum(dim=2).view(n, c, h, w)
+        for s in range(scale**2)
+    ]
+    return F.pixel_shuffle(torch.stack(results, dim=2).flatten(1, 2), scale)
 
 
 def _copies(moved: int, device: torch.device) -> dict[str, tuple[Callable[[], object], int]]:
