@@ -178,6 +178,8 @@ def covered(start: int, length: int, ratio: float, count: int) -> slice:
         ratio: High-resolution over low-resolution length.
         count: Number of low-resolution pixels.
     """
+    if start == 0 and length >= ratio * count:
+        return slice(0, count)
     first = min(max(0, math.floor(start / ratio) - 3), count - 1)
     return slice(first, max(first + 1, min(count, math.ceil((start + length) / ratio) + 3)))
 
