@@ -360,7 +360,8 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
             if not tries_left:
                 raise DeviceError(
                     f"the Ray cluster {address!r} must be there and of this version; got {_reason(error)}",
-                    "is it running, with the same Python? without RAY_ADDRESS one is started here",
+                    "is it running, with the same Python, and your token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)? without "
+                    "RAY_ADDRESS one is started here",
                 ) from error
     try:
         if threading.current_thread() is threading.main_thread():
