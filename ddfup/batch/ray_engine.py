@@ -350,6 +350,20 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         # Only weights and words go through its memory.
         settings |= {"num_cpus": max(cores, workers or 0), "include_dashboard": False, "object_store_memory": 10**8}
     logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        _start(ray, address, settings)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            # Ray has put its own in their place.
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(ray: Any, address: str, settings: dict[str, Any]) -> None:
     # Ray gives a cluster half a minute to start, which a busy machine may need more than once.
     for tries_left in range(1 if address == "local" else 0, -1, -1):
         try:
@@ -363,14 +377,6 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
                     "is it running, with the same Python, and your token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)? without "
                     "RAY_ADDRESS one is started here",
                 ) from error
-    try:
-        if threading.current_thread() is threading.main_thread():
-            # Ray has put its own in their place.
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _check_address(address: str) -> None:

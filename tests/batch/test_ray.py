@@ -21,7 +21,7 @@ from ddfup.batch.claims import FolderClaims
 from ddfup.batch.engine import PAIRS_PER_NETWORK
 from ddfup.batch.journal import open_journal
 from ddfup.batch.pairing import Pair
-from ddfup.batch.pool import Answer, LocalPool, Stopped
+from ddfup.batch.pool import LocalPool, Stopped
 from ddfup.batch.processing import Outcome, Settings
 from ddfup.batch.ray_engine import Plan, RayBatch
 from ddfup.batch.ray_worker import Job, Worker
@@ -301,6 +301,43 @@ def test_an_address_where_nobody_answers(address):
     ray_engine._check_address("auto")
 
 
+class Starting:
+    """So much of the module `ray` as connecting uses; starts fail so many times."""
+
+    def __init__(self, failures):
+        self.failures, self.started, self.shutdowns = failures, [], 0
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **settings):
+        self.started.append(settings)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if len(self.started) <= self.failures:
+            raise RuntimeError("Traceback ...\nnode timed out")
+
+    def shutdown(self):
+        self.shutdowns += 1
+
+
+def test_starting_a_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_engine.os, "cpu_count", lambda: 4)
+    before = signal.getsignal(signal.SIGTERM)
+    ray = Starting(failures=1)
+    with ray_engine._connected(ray, 7):
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert [(each["address"], each["num_cpus"]) for each in ray.started] == [("local", 7), ("local", 7)]
+    assert ray.shutdowns == 2
+    for address, count in (("", 2), ("auto", 1)):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        ray = Starting(failures=9)
+        with pytest.raises(DeviceError, match="got node timed out"), ray_engine._connected(ray, None):
+            pass
+        assert len(ray.started) == ray.shutdowns == count
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_what_ray_prints_is_kept_off_stdout(capfd):
     for verbose in (False, True):
         with data_only(Terminal(verbose=verbose)):
@@ -395,7 +432,6 @@ def test_a_stopped_worker_loads_nothing(job):
     worker.stop()
     with pytest.raises(Stopped):
         worker.get()
-    assert isinstance(Answer, type)
 
 
 # --- Ray itself ---
@@ -434,7 +470,6 @@ def test_a_cluster_with_more_workers_than_cores_one_of_them_killed(tmp_path, mon
     common = ["--model", str(weights), "--device", "cpu", "--json"]
     assert cli.main(["batch", "depths", "guides", "local", *common]) == 3
     capfd.readouterr()
-    workers = str((os.cpu_count() or 1) + 1) if (os.cpu_count() or 1) <= 2 else "3"
     # A pair that this process has: however fast the workers are, they are not done before one of them is killed.
     (tmp_path / "out").mkdir()
     claims = FolderClaims(tmp_path / "out")
@@ -442,7 +477,7 @@ def test_a_cluster_with_more_workers_than_cores_one_of_them_killed(tmp_path, mon
     command = [sys.executable, "-m", "ddfup", "batch", "depths", "guides", "out", *common]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     with subprocess.Popen(
-        [*command, "--engine", "ray", "--workers", workers],
+        [*command, "--engine", "ray", "--workers", "3"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
