@@ -4,6 +4,7 @@ They are small, but real: each command is run as the user would have it, with th
 """
 
 import contextlib
+import secrets
 import socket
 import subprocess
 import sys
@@ -44,7 +45,7 @@ sys.exit(max(task.wait() for task in tasks))
 # A cluster of its own, found by its address only; it ends with its standard input.
 RAY = """
 import ray, sys
-context = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=10**8, log_to_driver=False)
+context = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=10**8)
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
@@ -115,7 +116,8 @@ def cluster(work: Path, environment):
     write_slurm(work / "bin")
     with contextlib.ExitStack() as stack:
         environment = {**environment, **stack.enter_context(s3_server())}
-        # Before Ray, so that its workers know the store.
+        # As on a cluster of several users; and the store before Ray, so that its workers know it.
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         address = stack.enter_context(ray_cluster(environment))
         subprocess.run([sys.executable, "-c", UPLOAD], cwd=work, env=environment, check=True, timeout=120)
         yield environment, {"head-node:6379": address}

@@ -350,23 +350,21 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         # Only weights and words go through its memory.
         settings |= {"num_cpus": max(cores, workers or 0), "include_dashboard": False, "object_store_memory": 10**8}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Ray gives a cluster half a minute to start, which a busy machine may need more than once.
-    for tries_left in range(1 if address == "local" else 0, -1, -1):
-        try:
-            ray.init(address=address, **settings)
-            break
-        except Exception as error:  # of many kinds: no cluster, another version of Ray or Python, no permission
-            ray.shutdown()
-            if not tries_left:
-                raise DeviceError(
-                    f"the Ray cluster {address!r} must be there and of this version; got {_reason(error)}",
-                    "is it running, with the same Python? without RAY_ADDRESS one is started here",
-                ) from error
     try:
+        ray.init(address=address, **settings)
+    except Exception as error:  # of many kinds: no cluster, another version of Ray or Python, no permission
+        ray.shutdown()
+        raise DeviceError(
+            f"the Ray cluster {address!r} must be there and of this version; got {_reason(error)}",
+            "is it running, with the same Python, and your token (RAY_AUTH_MODE, RAY_AUTH_TOKEN)? without "
+            "RAY_ADDRESS one is started here",
+        ) from error
+    finally:
         if threading.current_thread() is threading.main_thread():
             # Ray has put its own in their place.
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+    try:
         yield
     finally:
         ray.shutdown()
