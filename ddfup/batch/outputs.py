@@ -67,7 +67,7 @@ class Outputs:
                     existing.append((work, path))
         # After looking: what another process has made meanwhile is in its journal.
         self._journal.refresh()
-        foreign = [path for work, path in existing if not self._may_replace(work, path) and not path.is_dir()]
+        foreign = [path for work, path in existing if not self._may_replace(work, path) and not _is_folder(path)]
         if foreign and not keep:
             more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
             raise OutputError(
@@ -84,7 +84,7 @@ class Outputs:
         for path, folder in zip(self._files(work), (self._out_dir, self._preview_dir), strict=False):
             if folder is not None and not _is_below(path.parent, folder):
                 raise OutputError(f"{path}: must not lead out of {folder} by a link", "remove the link")
-            if path.is_dir():
+            if _is_folder(path):
                 raise OutputError(f"{path}: an output must be a file; this is a folder", "move it away")
             if os.path.lexists(path) and not self._may_replace(work, path):
                 raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it")
@@ -161,6 +161,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_dev, status.st_ino
     return None
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False  # no name that the system takes
 
 
 def _is_below(folder: Path, root: Path) -> bool:
