@@ -139,6 +139,11 @@ def _zeros():
     return zipped({"depth.npy": npy_head("(5000, 5000)") + bytes(100_000_000)})
 
 
+@functools.cache
+def _black():
+    return png_head(6000, 6000, body=zlib.compress((b"\0" + bytes(12000)) * 6000))
+
+
 def _bombs():
     size = "must have at most 200000000 pixels; got 200000x200000"
     yield depth("bombs", "png of 200000x200000", "depth.png", png_head(200000, 200000), size)
@@ -160,6 +165,10 @@ def _bombs():
         _zeros,
         "must not shrink more than 300:1",
     )
+    yield depth("bombs", "png of 1000:1", "depth.png", _black, "must not shrink more than 300:1")
+    strip = struct.pack("<HHII", 279, 4, 1, 96)
+    greedy = tiff_head(8, 6).replace(strip, struct.pack("<HHII", 279, 4, 1, 1 << 31))
+    yield depth("bombs", "tif whose strip claims 2 GB", "depth.tif", greedy, "a part of it has 2147483648 bytes")
     lying = zipped({"depth.npy": npy_head("(200000, 200000)")})
     yield depth(
         "bombs", "npz with a lying header", "depth.npz", lying, "its array must have 160000000128 bytes; got 128"
@@ -353,6 +362,7 @@ def _paths():
         ("an absolute path", "/tmp/x.png", "must be relative to the output folder"),
         ("the journal's folder", ".ddfup/x.png", "must not lie in .ddfup"),
         ("an unknown suffix", "x.exe", "must end in one of .png"),
+        ("a name of 300 bytes", "x" * 296 + ".png", "must have names of at most 250 bytes"),
         ("a number", 3, "out must be a text"),
     ):
         listed = rows({**good, "out": out})
