@@ -1,7 +1,5 @@
 """Formats, types and units against one another; files of other programs; confidence."""
 
-import io as stdio
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -9,52 +7,16 @@ import imagecodecs
 import numpy as np
 import OpenEXR
 import pytest
-import tifffile
 from depth_files import RAMP, exr, npz, pfm, save, windows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torture.round_trips import TABLE, beyond, depths_for, round_trip, units_of
 
 from ddfup import io
 from ddfup.errors import ArgumentError, InputError
 
-ALL_UNITS = ["mm", "m", "disparity", "tum", "kitti", "vkitti", "sunrgbd", "nyu-raw", "123.4"]
-
-
-def decode(data: bytes, name: str, folder: Path) -> np.ndarray:
-    """Decode by code that is not the project's."""
-    if name == "exr":
-        with OpenEXR.File(str(save(folder / "oracle.exr", data)), separate_channels=True) as file:
-            return file.channels()["Z"].pixels
-    if name in ("png", "pfm", "pgm"):
-        return cv2.imread(str(save(folder / f"oracle.{name}", data)), cv2.IMREAD_UNCHANGED)
-    if name == "tiff":
-        return tifffile.imread(stdio.BytesIO(data))
-    loaded = np.load(stdio.BytesIO(data))
-    return loaded["depth"] if name == "npz" else loaded
-
-
 # --- format x type x unit ---
-
-TABLE = [(name, np.dtype(code)) for name, row in io.FORMATS.items() for code in sorted(row.dtypes)]
-
-
-def units_of(dtype: np.dtype) -> list[io.Unit]:
-    units = [io.parse_unit(text) for text in ALL_UNITS]
-    return [unit for unit in units if not unit.coding or dtype == np.uint16]
-
-
-def number_of(value: int, unit: io.Unit) -> int:
-    """Undo what a unit does to the bits of 16-bit integers, in Python's own integers."""
-    if unit.name == "sunrgbd":
-        return (value >> 3) | ((value & 7) << 13)
-    return int.from_bytes(value.to_bytes(2, "little"), "big") if unit.name == "nyu-raw" else value
-
-
-def exact_number(depth: float, unit: io.Unit) -> Fraction:
-    if unit.name == "nyu-raw":
-        return Fraction(10925, 10) - Fraction(3513, 10) / Fraction(depth)
-    return Fraction(depth) * Fraction(unit.factor)
 
 
 @pytest.mark.parametrize(("name", "dtype"), TABLE, ids=str)
@@ -64,41 +26,13 @@ def exact_number(depth: float, unit: io.Unit) -> Fraction:
     holes=st.integers(0, 2**16 - 1),
 )
 def test_round_trip_is_within_half_a_step(tmp_path, name, dtype, shares, holes):
-    row = io.FORMATS[name]
     invalid = (holes >> np.arange(shares.size) & 1).astype(bool).reshape(shares.shape)
     invalid.flat[0] = False
     for unit in units_of(dtype):
-        low, high = (float(np.clip(end, -1e5, 1e5)) for end in io.limits(dtype, unit))
-        depth = (low + shares * (high - low)).astype(np.float32)
-        # Rounding to float32 may step beyond either end.
-        depth = np.clip(
-            depth, np.nextafter(np.float32(low), np.float32(1)), np.nextafter(np.float32(high), np.float32(1))
-        )
-        depth.flat[0] = low + 0.7 * (high - low)
-        depth[invalid] = np.nan
-        data = io.encode_depth(depth, dtype=dtype, unit=unit, target=row)
-        stored = decode(data, name, tmp_path)
-        assert stored.dtype == dtype and stored.shape == depth.shape, unit
-        # Exactly what was invalid is marked, and nothing else.
-        np.testing.assert_array_equal(np.isnan(stored) if dtype.kind == "f" else stored == 0, invalid, str(unit))
-        for value, found in zip(depth[~invalid].tolist(), stored[~invalid].tolist(), strict=True):
-            wanted = exact_number(value, unit)
-            if dtype.kind == "f":
-                limit = np.finfo(dtype)
-                assert abs(found - wanted) <= max(abs(wanted) * limit.eps, limit.smallest_subnormal), unit
-            else:
-                # What would round to 0, the mark of invalid pixels, becomes 1 or -1.
-                half = Fraction(1, 2) if abs(wanted) > Fraction(1, 2) else 1
-                assert abs(number_of(found, unit) - wanted) <= half + abs(wanted) / 2**50, unit
-        again = io.read_depth(save(tmp_path / f"d{row.suffixes[0]}", data), unit=unit)
-        valid = ~invalid & (stored != 0)  # a float disparity of exactly 0 reads as invalid
-        np.testing.assert_array_equal(again.valid, valid)
-        assert again.dtype == dtype and again.unit == unit
-        for found, kept in zip(again.depth[valid].tolist(), stored[valid].tolist(), strict=True):
-            number = kept if dtype.kind == "f" else number_of(kept, unit)
-            # Depth in memory is float32.
-            size = max(1100 if unit.coding else 1, abs(number))
-            assert abs(float(exact_number(found, unit)) - number) <= 1e-6 * size, unit
+        errors = round_trip(name, dtype, unit, depths_for(shares, invalid, dtype, unit), tmp_path)
+        assert errors.masks == 0, unit
+        assert errors.stored <= 0.5 + 1e-6 and errors.near_zero <= 1, unit
+        assert errors.read <= 1e-6, unit
 
 
 @pytest.mark.parametrize(
@@ -109,19 +43,8 @@ def test_round_trip_is_within_half_a_step(tmp_path, name, dtype, shares, holes):
 def test_what_is_beyond_is_refused_or_the_nearest_end(tmp_path, name, dtype, excess):
     for unit in units_of(dtype):
         value = np.float32(io.limits(dtype, unit)[1] * (1 + excess))
-        depth = np.array([[0.5, value]], np.float32)
-        try:
-            data = io.encode_depth(depth, dtype=dtype, unit=unit, target=io.FORMATS[name])
-        except InputError as error:
-            assert "at most" in error.message
-            continue
-        number = number_of(int(decode(data, name, tmp_path)[0, 1]), unit)
-        if unit.name == "nyu-raw":  # 1092 means "very far": all beyond is nearest to it
-            assert number == 1092
-        else:
-            most = np.iinfo(dtype).max
-            wanted = exact_number(float(value), unit)
-            assert wanted < most + Fraction(1, 2) and abs(number - wanted) <= Fraction(1, 2) + wanted / 2**50, unit
+        refused, error = beyond(name, dtype, unit, value, tmp_path)
+        assert refused or error <= (0 if unit.name == "nyu-raw" else 0.5), unit
 
 
 def test_the_nearest_of_a_kinect_is_refused():

@@ -161,7 +161,11 @@ def remove_leftovers(folders: Iterable[Path], *, age: float = 0.0) -> int:
     """
     count = 0
     for folder in folders:
-        for path in folder.glob(".ddfup-*.tmp"):
+        try:
+            found = list(folder.glob(".ddfup-*.tmp"))
+        except OSError:
+            continue  # closed to us, or no name that the system takes
+        for path in found:
             with contextlib.suppress(OSError):
                 old = not age or time.time() - path.lstat().st_mtime >= age
                 if old and re.fullmatch(r"\.ddfup-[0-9a-f]{16}\.tmp", path.name):

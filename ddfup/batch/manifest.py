@@ -16,6 +16,8 @@ from ddfup.batch.remote import Location, RemotePath, parse_location
 from ddfup.errors import ArgumentError, InputError, OutputError
 
 _COLUMNS = ("depth", "guide", "out")
+# Of nearly every file system; leaves room for the suffix of a preview.
+_LONGEST_NAME = 250
 
 
 def read_manifest(path: Path, *, format_name: str | None = None) -> Pairing:
@@ -69,6 +71,8 @@ def check_name(name: str) -> None:
         rule = "must not contain '..'"
     elif not path.name or "\0" in name:
         rule = "must be a file name"
+    elif any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        rule = f"must have names of at most {_LONGEST_NAME} bytes"
     elif path.parts[0] == STATE_DIR:
         rule = f"must not lie in {STATE_DIR}, which belongs to the batch's journal"
     elif io.format_of(Path(name)) is None:

@@ -154,7 +154,7 @@ class FolderOutputs(Outputs):
                             f"{path}: an output must not replace an input", "choose another output folder, or --format"
                         )
                     existing.append((work, path))
-        self._refuse_foreign([(work, path) for work, path in existing if not path.is_dir()], keep=keep)
+        self._refuse_foreign([(work, path) for work, path in existing if not _is_folder(path)], keep=keep)
 
     def check(self, work: Pair) -> None:
         """Refuse outputs of one pair that cannot or must not be written.
@@ -165,7 +165,7 @@ class FolderOutputs(Outputs):
         for path, folder in zip(self._paths(work), (self._out_dir, self._preview_dir), strict=False):
             if folder is not None and not _is_below(path.parent, folder):
                 raise OutputError(f"{path}: must not lead out of {folder} by a link", "remove the link")
-            if path.is_dir():
+            if _is_folder(path):
                 raise OutputError(f"{path}: an output must be a file; this is a folder", "move it away")
             if os.path.lexists(path) and not self._may_replace(work, path):
                 raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it")
@@ -356,6 +356,12 @@ def _identity(path: Location) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_dev, status.st_ino
     return None
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.is_dir()
+    return False  # no name that the system takes
 
 
 def _is_below(folder: Path, root: Path) -> bool:

@@ -143,7 +143,10 @@ def exr_pixels(path: Path, header: ExrHeader, names: Sequence[str]) -> list[NDAr
 
     left, top, right, bottom = header.data
     with path.open("rb") as stream, quiet_stderr():
-        file = OpenEXR.InputFile(stream)
+        # By name the library knows how long the file is, and makes no room for what damaged lengths promise. It
+        # crashes on names that are no UTF-8.
+        name = str(path)
+        file = OpenEXR.InputFile(name if _is_utf8(name) else f"/dev/fd/{stream.fileno()}")
         try:
             planes = [file.channel(name) for name in names]
         finally:
@@ -156,6 +159,14 @@ def exr_pixels(path: Path, header: ExrHeader, names: Sequence[str]) -> list[NDAr
             pixels = _place(pixels, header)
         result.append(pixels)
     return result
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _place(pixels: NDArray[Any], header: ExrHeader) -> NDArray[Any]:

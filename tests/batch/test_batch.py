@@ -16,7 +16,7 @@ import pytest
 import torch
 from networks import tiny_pyramid
 from PIL import Image
-from torture import FORMATS, check_whole, finish, interrupt_often, kill_often, start, tree, write_pair, write_scene
+from torture.batches import FORMATS, check_whole, finish, start, tree, write_pair, write_scene
 
 from ddfup import cli, io, models, pair
 from ddfup.batch import engine, pool, processing
@@ -613,19 +613,6 @@ def test_leftovers_of_killed_processes_are_removed(scene, nearest, run):
         path.write_bytes(b"x")
     assert run()[0] == 0
     assert not mine.exists() and other.exists()
-
-
-KILLS = int(os.environ.get("DDFUP_TEST_KILLS", "2"))
-
-
-def test_kill_and_finish(tmp_path):
-    hits, _ = kill_often(tmp_path, KILLS, seed=int(time.time()) if KILLS > 10 else 1)
-    assert hits == KILLS
-
-
-def test_signals(tmp_path):
-    # How long it took is for the full run to say; here a busy machine must not matter.
-    interrupt_often(tmp_path, max(2, KILLS // 2))
 
 
 # --- the network's turn ---
