@@ -96,11 +96,11 @@ def folder(tmp_path_factory):
     small[4, 5] = 0
     Image.fromarray((1000 * small).astype(np.uint16)).save(root / "depth.png")
     tifffile.imwrite(root / "lidar.tiff", small)
-    for folder in ("depths", "photos", "results", "others", "truth"):
+    for folder in ("depths", "photos", "results", "ours", "others", "truth"):
         (root / folder).mkdir()
     for index, name in enumerate(("one", "two")):
-        for place in ("results", "others"):
-            noise = np.random.default_rng(index).normal(0, 0.002 if place == "results" else 0.01, depth.shape)
+        for place in ("ours", "others"):
+            noise = np.random.default_rng(index).normal(0, 0.002 if place == "ours" else 0.01, depth.shape)
             Image.fromarray((1000 * (depth + noise)).astype(np.uint16)).save(root / place / f"{name}.png")
         shutil.copy(root / "depth.png", root / "depths" / f"{name}.png")
         shutil.copy(root / "photo.jpg", root / "photos" / f"{name}.jpg")
