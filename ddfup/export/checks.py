@@ -111,8 +111,9 @@ def plan(
     low, high = _same_layers(network, ratio)
     multiple = _multiple(network, ratio)
     rows, columns = (max(least, round(_SIDE / multiple)) for least in (3, 4))
-    # No two sides of the example are equal, nor whole multiples: what holds of it by chance must not be built in.
-    example = _case(multiple, (rows, columns + 2), max(ratio, 1.25), (low, high))
+    # Off the ratio, and no two sides equal: what holds of the example by chance must not be built in, such as that the
+    # depth lies on a grid of the network's own.
+    example = _case(multiple, (rows, columns + 2), min(1.1 * ratio, high), (low, high))
     cases = (
         _case(multiple, (rows + 2, columns), ratio, (low, high)),
         _case(multiple, (rows, 2 * columns + 1), low, (low, high)),
