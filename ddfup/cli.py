@@ -21,6 +21,7 @@ from ddfup.commands.bench import bench
 from ddfup.commands.benchmark import benchmark
 from ddfup.commands.demo import demo
 from ddfup.commands.doctor import doctor
+from ddfup.commands.export import export
 from ddfup.commands.info import info
 from ddfup.commands.models import models
 from ddfup.commands.report import report
@@ -56,7 +57,7 @@ def _root(
     """Guided depth upsampling: low-resolution depth + photo -> sharp high-resolution depth."""
 
 
-for _command in (upsample, batch, info, demo, models, doctor, train, benchmark, bench, report):
+for _command in (upsample, batch, info, demo, models, doctor, train, benchmark, bench, report, export):
     app.command()(_command)
 
 

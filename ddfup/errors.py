@@ -63,3 +63,9 @@ class KernelBuildError(DDFUpError):
     """The native kernels could not be built although DDFUP_KERNELS=native asks for them."""
 
     exit_code = 1
+
+
+class ExportError(DDFUpError):
+    """A network cannot be exported, or what was exported is not the network."""
+
+    exit_code = 1

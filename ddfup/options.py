@@ -84,6 +84,14 @@ def _check_tile(value: str) -> str:
     return value
 
 
+def read_size(name: str, text: str) -> tuple[int, int]:
+    """Read (width, height) of an option's text such as ``640x480``."""
+    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text.strip().lower())
+    if sides is None:
+        raise ArgumentError(f"{name} must be WIDTHxHEIGHT; got {text!r}", f"example: {name} 640x480")
+    return int(sides[1]), int(sides[2])
+
+
 def one_of(ctx: typer.Context, **flags: bool) -> tuple[bool, ...]:
     """Refuse two flags that contradict each other; one on the command line beats one in a config file."""
     if sum(flags.values()) > 1:

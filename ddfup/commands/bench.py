@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ddfup.errors import ArgumentError, OutputError
+from ddfup.errors import OutputError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -16,6 +16,7 @@ from ddfup.options import (
     OverwriteOption,
     QuietOption,
     VerboseOption,
+    read_size,
 )
 from ddfup.terminal import Terminal, print_table, reported
 
@@ -28,8 +29,8 @@ def bench(
         list[str] | None,
         typer.Option(
             "--part",
-            metavar="op|module|network|end-to-end",
-            help="What to measure; repeatable. Default: all.",
+            metavar="op|module|network|end-to-end|export",
+            help="What to measure; repeatable. Default: all, export where there are --exported files.",
             show_default=False,
         ),
     ] = None,
@@ -39,6 +40,15 @@ def bench(
             "--model",
             metavar="NAME|PATH",
             help="Model of network and end-to-end; repeatable. Default: all of them, and the default one.",
+            show_default=False,
+        ),
+    ] = None,
+    exported: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--exported",
+            metavar="FILE",
+            help="File of `ddfup export`, for export; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -70,7 +80,7 @@ def bench(
     debug: DebugOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Measure speed and memory here: the op, the DDF module, the networks, the whole command."""
+    """Measure speed and memory here: the op, the DDF module, the networks, the whole command, exported files."""
     terminal = ctx.ensure_object(Terminal)
     record: dict[str, Any] = {"out": None if out is None else str(out), "status": "failed", "error": None}
     with reported(record, as_json):
@@ -85,9 +95,10 @@ def bench(
             if out.exists() and not overwrite:
                 raise OutputError(f"{out}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
         settings = Settings(
-            parts=tuple(_parts(part)) or results.PARTS,
+            parts=tuple(_parts(part)) or (*results.PARTS, *(["export"] if exported else [])),
             models=tuple(_parts(model)),
-            size=_size(size) if size else (128, 96) if quick else (640, 480),
+            exported=tuple(map(str, exported or ())),
+            size=read_size("--size", size) if size else (128, 96) if quick else (640, 480),
             ratio=ratio,
             dtype=dtype,
             threads=threads,
@@ -119,10 +130,3 @@ def bench(
 def _parts(values: list[str] | None) -> list[str]:
     """Take repeated options and lists with commas (a config file's) alike."""
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise ArgumentError(f"--size must be WIDTHxHEIGHT; got {text!r}", "example: --size 640x480")
-    return int(width), int(height)

@@ -16,8 +16,14 @@ from ddfup.ops import native
 from ddfup.speed.timing import Timing
 
 PARTS = ("op", "module", "network", "end-to-end")
+# Only measured if asked for, or there are files to measure.
+EXPORT = "export"
 # Titles of the tables that hold all cases of a part.
-_TITLES = {"network": "network, guide {case}", "end-to-end": "cold start to file written, guide {case}"}
+_TITLES = {
+    "network": "network, guide {case}",
+    "end-to-end": "cold start to file written, guide {case}",
+    EXPORT: "exported files, guide {case}",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Row:
     """One method on one case.
 
     Attributes:
-        part: "op", "module", "network" or "end-to-end".
+        part: One of `PARTS`, or `EXPORT`.
         case: What it works on: shapes, sizes.
         method: Who does the work.
         direction: "forward" or "backward".
@@ -118,7 +124,7 @@ def tables(rows: Sequence[Row]) -> Iterator[Lines]:
     Yields:
         Title, head and rows of each table.
     """
-    for part in PARTS:
+    for part in (*PARTS, EXPORT):
         mine = [row for row in rows if row.part == part]
         for case in dict.fromkeys(row.case for row in mine):
             chosen = [row for row in mine if row.case == case]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ import torch
 from ddfup.devices import find_device
 from ddfup.errors import ArgumentError
 from ddfup.models import DEFAULT_MODEL, find_model, list_models
-from ddfup.speed import end_to_end, module, network, op
+from ddfup.speed import end_to_end, exported, module, network, op
 from ddfup.speed.pairs import depth_size
-from ddfup.speed.results import PARTS, Row
+from ddfup.speed.results import EXPORT, PARTS, Row
 
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -24,8 +25,9 @@ class Settings:
     """What to measure.
 
     Attributes:
-        parts: Of `PARTS`.
+        parts: Of `PARTS`, or `EXPORT`.
         models: Names or paths; none: every bundled model for "network", the default one for "end-to-end".
+        exported: Files of `ddfup export`, for "export".
         size: (width, height) of the guide.
         ratio: Guide over depth.
         dtype: "float32", "float16", "bfloat16" or "float64".
@@ -41,6 +43,7 @@ class Settings:
 
     parts: tuple[str, ...] = PARTS
     models: tuple[str, ...] = ()
+    exported: tuple[str, ...] = ()
     size: tuple[int, int] = (640, 480)
     ratio: float = 8
     dtype: str = "float32"
@@ -50,8 +53,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            if part not in PARTS:
-                raise ArgumentError(f"--part must be one of {', '.join(PARTS)}; got {part!r}")
+            if part not in (*PARTS, EXPORT):
+                raise ArgumentError(f"--part must be one of {', '.join((*PARTS, EXPORT))}; got {part!r}")
+        if (EXPORT in self.parts) != bool(self.exported):
+            raise ArgumentError(
+                "--part export must come with --exported FILE, and that with it; one is missing",
+                "ddfup export onnx makes one",
+            )
         device = self.found_device()
         if {"network", "end-to-end"} & set(self.parts):
             depth_size(self.size, self.ratio)
@@ -121,6 +129,15 @@ def run(settings: Settings) -> Iterator[Row]:
                 seconds=2 * seconds,
                 runs=1 if settings.quick else 3,
             )
+    if EXPORT in settings.parts:
+        yield from exported.bench(
+            [Path(file) for file in settings.exported],
+            weights=settings.models,
+            size=settings.size,
+            ratio=settings.ratio,
+            threads=tuple(sorted({1, threads})),
+            seconds=2 * seconds,
+        )
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ def test_every_bundled_model_is_measured_with_one_and_all_threads(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--part", "gpu"), 2, "--part must be one of op, module, network, end-to-end; got 'gpu'"),
+        (("--part", "gpu"), 2, "--part must be one of op, module, network, end-to-end, export; got 'gpu'"),
         (("--size", "640"), 2, "--size must be WIDTHxHEIGHT; got '640'"),
         (("--size", "4x4"), 2, "the guide must be larger than the ratio, 8; got 4x4"),
         (("--ratio", "0.5"), 2, "'--ratio': Input should be greater than or equal to 1"),

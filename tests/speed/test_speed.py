@@ -264,7 +264,7 @@ def test_a_command_that_fails_is_told(weights):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"parts": ("op", "speed")}, "--part must be one of op, module, network, end-to-end; got 'speed'"),
+        ({"parts": ("op", "speed")}, "--part must be one of op, module, network, end-to-end, export; got 'speed'"),
         ({"ratio": 0.0}, "at least 1"),
         ({"dtype": "float64"}, "--dtype of network"),
         ({"dtype": "float16", "device": "cpu"}, "--dtype of network"),
