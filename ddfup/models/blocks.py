@@ -31,8 +31,12 @@ def conv(
 
 
 def activation(x: Tensor) -> Tensor:
-    """Leaky ReLU: a plain one can die for good behind the small first gradients of a zero residual."""
-    return F.leaky_relu(x, _LEAK)
+    """Leaky ReLU: a plain one can die for good behind the small first gradients of a zero residual.
+
+    Args:
+        x: What nobody else reads: without gradients it is overwritten, since new memory costs more than the work.
+    """
+    return F.leaky_relu(x, _LEAK, inplace=not torch.is_grad_enabled())
 
 
 class ChannelNorm(nn.Module):

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import fsspec
 import pytest
-from torture import DRIVER, write_pair
+from torture.batches import DRIVER, write_pair
 
 from ddfup import cli, models
 from ddfup.batch import pool

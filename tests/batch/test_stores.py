@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from networks import tiny_pyramid
 from stand_ins import s3_server
-from torture import tree, write_scene
+from torture.batches import tree, write_scene
 
 from ddfup import cli, models
 from ddfup.batch import pool, remote
@@ -34,7 +34,7 @@ def store():
 @pytest.fixture
 def scene(tmp_path, monkeypatch, store):
     """Six pairs, in a folder and in the store; a network that is ready at once."""
-    from torture import DRIVER
+    from torture.batches import DRIVER
 
     stand_in: dict = {}
     # Its last lines, which put it in the place of the network, are undone after the test.

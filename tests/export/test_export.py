@@ -170,7 +170,7 @@ def test_the_default_name_says_model_and_ratio(run, tmp_path, monkeypatch):
     ("arguments", "code", "message"),
     [
         (("tflite",), 2, "'tflite' is not one of 'onnx', 'pt2'"),
-        (("onnx", "--ratio", "40"), 2, "40"),
+        (("onnx", "--ratio", "40"), 2, "'--ratio': Input should be less than or equal to 32"),
         (("onnx", "--size", "8"), 2, "--size must be WIDTHxHEIGHT; got '8'"),
         (("onnx", "--depth-size", "8x8"), 2, "--depth-size must come with --size"),
         (("onnx", "--content", "compiled"), 2, "--content compiled is for pt2 files; got onnx"),

@@ -102,10 +102,14 @@ def _reader(target, folder):
         path = folder / "camera.json"
         return path, lambda: read_camera(path, 36, 24), mutations.text_seeds()["camera"]
     if target == "journal":
-        from ddfup.batch.journal import Journal
+        from ddfup.batch.journal import open_journal
 
         (folder / ".ddfup").mkdir(exist_ok=True)
-        return folder / ".ddfup/journal.x.jsonl", lambda: Journal(folder).files(), mutations.text_seeds()["journal"]
+        return (
+            folder / ".ddfup/journal.x.jsonl",
+            lambda: open_journal(folder).refresh(),
+            mutations.text_seeds()["journal"],
+        )
     if target == "config":
         return _config_reader(folder)
     if target == "metrics":
