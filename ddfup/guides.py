@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddfup._stderr import quiet_stderr
 from ddfup.errors import InputError
-from ddfup.formats.base import AGAIN, DEFAULT_MAX_PIXELS, check_pixels, check_ratio, decoding, quiet_stderr, read_start
+from ddfup.formats.base import AGAIN, DEFAULT_MAX_PIXELS, check_pixels, check_ratio, decoding, read_start
 from ddfup.formats.exr import EXR_MAGIC, ExrHeader, exr_header, exr_pixels
 from ddfup.formats.png import PNG_MAGIC, png_chunks, png_read
 from ddfup.formats.tiff import TIFF_MAGICS, tiff_page

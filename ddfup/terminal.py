@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import typer
 
+from ddfup._stderr import SPEAKING
 from ddfup.errors import DDFUpError
 
 # Seconds between the lines that stand for a progress bar where nobody watches it move.
@@ -42,17 +43,19 @@ class Terminal:
     def note(self, text: str, *, detail: bool = False) -> None:
         """Write a line to stderr unless the user asked for less."""
         if not self.quiet and (self.verbose or not detail):
-            typer.echo(one_line(text), err=True)
+            with SPEAKING:
+                typer.echo(one_line(text), err=True)
 
     def fail(self, message: str, hint: str = "") -> None:
         """Write the error and hint lines of the exception that is being handled."""
-        if self.debug:
-            typer.echo(traceback.format_exc(), err=True, nl=False)
-        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(one_line(message), err=True)
-        if hint:
-            typer.secho("hint: ", fg="cyan", nl=False, err=True)
-            typer.echo(one_line(hint), err=True)
+        with SPEAKING:
+            if self.debug:
+                typer.echo(traceback.format_exc(), err=True, nl=False)
+            typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            typer.echo(one_line(message), err=True)
+            if hint:
+                typer.secho("hint: ", fg="cyan", nl=False, err=True)
+                typer.echo(one_line(hint), err=True)
 
     @contextlib.contextmanager
     def working(self, text: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import ddfup
 PACKAGE = Path(ddfup.__file__).resolve().parent
 
 # Each module (or package, with all in it) and what of ddfup it may import. Everything may import LEAVES.
-LEAVES = {"errors", "_resources"}
+LEAVES = {"errors", "_resources", "_stderr"}
 ARROWS = {
     "cli": {
         "",
@@ -72,6 +72,7 @@ ARROWS = {
     "": set(),
     "errors": set(),
     "_resources": set(),
+    "_stderr": set(),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ _LARGEST_RATIO = 300
 # Types as kind and size in bytes; those of a format are what it can store.
 INTEGERS = frozenset({"u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"})
 NUMBERS = INTEGERS | {"f2", "f4", "f8"}
-_STDERR = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -116,20 +113,6 @@ def _damaged(path: Path, kind: str, error: Exception) -> InputError:
     reason = "" if own else (str(error).strip() or type(error).__name__).splitlines()[0]
     detail = f" ({reason[:200]})" if reason else ""
     return InputError(f"{path}: must be a whole {kind} file; it is cut or damaged{detail}", AGAIN)
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Keep a C library's own lines off stderr: what it says there it raises as well, and we say it once."""
-    with _STDERR, ExitStack() as stack:
-        with suppress(OSError):  # stderr may be closed
-            kept = os.dup(2)
-            stack.callback(os.close, kept)
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            stack.callback(os.close, nowhere)
-            os.dup2(nowhere, 2)
-            stack.callback(os.dup2, kept, 2)
-        yield
 
 
 def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:

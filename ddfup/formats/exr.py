@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddfup._stderr import quiet_stderr
 from ddfup.errors import InputError
-from ddfup.formats.base import AGAIN, COLOUR_HINT, Format, Header, quiet_stderr
+from ddfup.formats.base import AGAIN, COLOUR_HINT, Format, Header
 
 EXR_MAGIC = b"v/1\x01"
 # What renderers write where they see nothing; beside infinity.
