@@ -6,6 +6,7 @@ each entry is an object; a batch puts them together at its end.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import errno
 import json
@@ -55,7 +56,7 @@ class Entry:
     hint: str = ""
 
 
-class Journal:
+class Journal(abc.ABC):
     """The journal of an output folder; safe for threads, and for processes on one or several hosts.
 
     `open_journal` makes the right kind for a place.
@@ -67,21 +68,21 @@ class Journal:
         self._lock = threading.Lock()
         self.refresh()
 
+    @abc.abstractmethod
     def refresh(self) -> None:
         """Read what other processes have added.
 
         Raises:
             DDFUpError: If a journal cannot be read.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def add(self, entry: Entry) -> None:
         """Write an entry down, and return when it is safe.
 
         Raises:
             OutputError: If it cannot be written.
         """
-        raise NotImplementedError
 
     def _take(self, lines: bytes) -> None:
         for line in lines.splitlines():

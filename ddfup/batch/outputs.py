@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from ddfup.errors import ArgumentError, OutputError
 _OLD = 60.0
 
 
-class Outputs:
+class Outputs(abc.ABC):
     """The output folder and, if wanted, the folder of previews; `open_outputs` makes the right kind for a place.
 
     Args:
@@ -43,10 +44,11 @@ class Outputs:
         # The whole name of the output, so that two outputs never have one preview.
         return None if self._preview_root is None else self._preview_root / f"{work.name}.jpg"
 
+    @abc.abstractmethod
     def relative(self, path: Location) -> str:
         """Return how the journal calls a preview."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def check_all(self, pairs: Sequence[Pair], *, keep: bool) -> None:
         """Refuse, before any work, outputs that would replace what they must not.
 
@@ -57,32 +59,32 @@ class Outputs:
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def check(self, work: Pair) -> None:
         """Refuse outputs of one pair that cannot or must not be written.
 
         Raises:
             OutputError: If one leads elsewhere by a link, is a folder, or would replace a file unasked.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, work: Pair, files: Mapping[Location, bytes], entry: Entry) -> None:
         """Write a pair's files as a whole, with their line in the journal.
 
         Raises:
             OutputError: If that fails; then older files are untouched.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def open(self, pairs: Sequence[Pair]) -> Claims:
         """Make the folders, tidy them, and register in the output folder as being at work.
 
         Raises:
             OutputError: If they cannot be made.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def join(self, mark: str) -> Claims:
         """Register as a worker of a batch that has opened the outputs.
 
@@ -92,15 +94,14 @@ class Outputs:
         Raises:
             OutputError: If this is another folder, as on another machine's own disk.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mark(self, claims: Claims) -> str:
         """Return what tells this output folder from all others of its name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self, pairs: Sequence[Pair], claims: Claims) -> None:
         """Tidy up, and register as being gone."""
-        raise NotImplementedError
 
     def _files(self, work: Pair) -> list[Location]:
         preview = self.preview(work)
