@@ -1,4 +1,5 @@
-// Registers the CPU kernels of ddfup::ddf and ddfup::ddf_backward; the schema stands in ddfup/ops/ddf.py.
+// Registers the CPU kernels of ddfup::ddf and ddfup::ddf_backward, whose schema stands in ddfup/ops/ddf.py, and of
+// ddfup::channel_norm, of ddfup/ops/norm.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +13,7 @@
 
 #include "ddf_cpu_backward.h"
 #include "ddf_cpu_forward.h"
+#include "ddf_cpu_norm.h"
 
 namespace {
 
@@ -165,9 +167,27 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cpu(const Tensor& grad_output, c
   return {grad_features, grad_channel, grad_spatial};
 }
 
+Tensor channel_norm_cpu(const Tensor& rows, const Tensor& weight, const Tensor& bias, double eps) {
+  const int64_t axes = rows.dim();
+  STD_TORCH_CHECK(axes > 0 && rows.is_contiguous() && weight.is_contiguous() && bias.is_contiguous(),
+                  "ddfup: rows must be contiguous");
+  const int64_t channels = rows.size(axes - 1);
+  STD_TORCH_CHECK(channels > 0 && weight.numel() == channels && bias.numel() == channels,
+                  "ddfup: weight and bias must have one value per channel");
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float &&
+                      bias.scalar_type() == ScalarType::Float,
+                  "ddfup: channel_norm is for float32");
+  const Tensor out = torch::stable::new_empty(rows, rows.sizes());
+  const ddfup::RowNorm norm(read<float>(rows), rows.numel() / channels, channels, read<float>(weight),
+                            read<float>(bias), static_cast<float>(eps), write<float>(out));
+  norm.run(InParallel());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ddfup, CPU, m) {
   m.impl("ddf", TORCH_BOX(&ddf_forward_cpu));
   m.impl("ddf_backward", TORCH_BOX(&ddf_backward_cpu));
+  m.impl("channel_norm", TORCH_BOX(&channel_norm_cpu));
 }

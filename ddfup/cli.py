@@ -16,6 +16,7 @@ from typing import Annotated, cast
 import typer
 
 from ddfup import __version__
+from ddfup._memory import keep_freed_memory
 from ddfup.commands.batch import batch
 from ddfup.commands.bench import bench
 from ddfup.commands.benchmark import benchmark
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 internal error, 2 usage, 4 bad input, 6 output, 7 weights, 8 device or memory,
         130 and 143 interrupted.
     """
+    keep_freed_memory()
     terminal = Terminal()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     with _listening(terminal):

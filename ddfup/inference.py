@@ -45,10 +45,13 @@ class Tileable(Protocol):
         """Compute what depends on the whole image, looking at its parts in turn if need be."""
 
     def region(self, prepared: Any, guide: Tensor, top: int = 0, left: int = 0) -> Tensor:
-        """Upsample the part of the image that ``guide`` covers."""
+        """Estimate the depth of the part of the image that ``guide`` covers, (N, any, H', W')."""
+
+    def finish(self, prepared: Any, estimate: Tensor) -> Tensor:
+        """Make the result, (N, 1, H, W), of the estimates of all parts, put together."""
 
     def tile_grid(self, ratio: float) -> tuple[int, int]:
-        """Multiple that tile offsets keep, and the halo after which a tile equals the whole."""
+        """Multiple that tile offsets keep, and the halo after which a tile's estimate equals the whole's."""
 
 
 class Upsampler:
@@ -209,7 +212,7 @@ class Upsampler:
             mean, std = (torch.full((1, 1, 1, 1), value, device=self._device) for value in _statistics(image))
             ratio = math.sqrt(height / low.shape[0] * width / low.shape[1])
             multiple, halo = network.tile_grid(ratio)
-            result = np.empty((height, width), np.float32)
+            whole: Tensor | None = None
             # A tile that the halo of a large ratio would eat up grows rather than fails, unless the user set
             # its size.
             if side != self._tile:
@@ -226,10 +229,13 @@ class Upsampler:
             )
             for tile, part in parts():
                 top, left = tile.read[0], tile.read[2]
-                output = self._to_numpy(network.region(prepared, part, top, left))
+                estimate = network.region(prepared, part, top, left)
+                if whole is None:
+                    whole = estimate.new_empty(*estimate.shape[:2], height, width)
                 t, b, lf, r = tile.own
-                result[t:b, lf:r] = output[t - top : b - top, lf - left : r - left]
-        return result
+                whole[..., t:b, lf:r] = estimate[..., t - top : b - top, lf - left : r - left]
+            assert whole is not None
+            return self._to_numpy(network.finish(prepared, whole))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype == torch.float32:

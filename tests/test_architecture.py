@@ -12,7 +12,7 @@ import ddfup
 PACKAGE = Path(ddfup.__file__).resolve().parent
 
 # Each module (or package, with all in it) and what of ddfup it may import. Everything may import LEAVES.
-LEAVES = {"errors", "_resources", "_stderr"}
+LEAVES = {"errors", "_memory", "_resources", "_stderr"}
 ARROWS = {
     "cli": {
         "",
@@ -71,6 +71,7 @@ ARROWS = {
     "metrics": set(),
     "": set(),
     "errors": set(),
+    "_memory": set(),
     "_resources": set(),
     "_stderr": set(),
 }

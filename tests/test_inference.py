@@ -1,5 +1,7 @@
 """Upsampler: what it takes, refuses and gives back, with tiny networks written as weight files."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -161,12 +163,15 @@ def test_tiles_change_nothing(weights, monkeypatch, low, high):
     expected = Upsampler(weights, device="cpu", tile="none")(depth, guide, fill=True)
     for tile, whole in ((400, 1), ("auto", 1), ("auto", 3 << 20)):
         monkeypatch.setattr(inference, "_WHOLE_PIXELS", {"cpu": whole})
-        monkeypatch.setattr(inference, "_TILE", {"cpu": 400})
+        monkeypatch.setattr(inference, "_TILE", {"cpu": 8})
         upsampler = Upsampler(weights, device="cpu", tile=tile)
         memory = Memory(upsampler, high[0] * high[1], RuntimeError("never"))
         result = upsampler(depth, guide, fill=True)
         np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(depth[depth > 0]))
-        assert (len(memory.asked) > 1) == (tile == 400 and high[1] > 400)
+        # A tile that nobody asked for grows until it is more than halo.
+        _, halo = upsampler._network.tile_grid(math.sqrt(high[0] / low[0] * high[1] / low[1]))
+        side = 400 if tile == 400 else 4 * halo
+        assert (len(memory.asked) > 1) == ((tile == 400 or whole == 1) and high[1] > side)
 
 
 def test_a_tile_without_room_for_its_halo_is_refused(weights):

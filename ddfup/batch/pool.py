@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ddfup._memory import keep_freed_memory
 from ddfup.errors import DDFUpError, DeviceError
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def _serve(connection: Connection, model: str, device: str, precision: str, tile
     logging.getLogger("ddfup").addHandler(logging.NullHandler())
     from ddfup.inference import Upsampler
 
+    keep_freed_memory()
     try:
         upsampler = Upsampler(model, device=device, precision=precision, tile=tile)
         connection.send((upsampler.model_name, upsampler.weights_sha256))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddfup import __version__
+from ddfup._memory import keep_freed_memory
 from ddfup.batch.journal import open_journal
 from ddfup.batch.outputs import open_outputs
 from ddfup.batch.pairing import Pair
@@ -53,6 +54,7 @@ class Worker:
     """
 
     def __init__(self, job: Job, weights: bytes) -> None:
+        keep_freed_memory()
         self._job = job
         self._weights = weights
         self._stop = threading.Event()

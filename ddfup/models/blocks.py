@@ -6,7 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddfup.ops.norm import channel_norm
+
 _LEAK = 0.1
+
+
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution as the matrix product that it is where channels are last in memory.
+
+    PyTorch does not hand such convolutions of one image to oneDNN when it has one thread, and its own code copies.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of (N, C, H, W)."""
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def conv(
@@ -22,7 +35,8 @@ def conv(
         padding: Zeros on every side; None: half the window, which keeps the size at stride 1.
         gain: Factor on the initial weights.
     """
-    layer = nn.Conv2d(cin, cout, kernel_size, stride, kernel_size // 2 if padding is None else padding)
+    kind = Pointwise if kernel_size == stride == 1 and not padding else nn.Conv2d
+    layer = kind(cin, cout, kernel_size, stride, kernel_size // 2 if padding is None else padding)
     nn.init.kaiming_normal_(layer.weight, a=_LEAK)
     with torch.no_grad():
         layer.weight.mul_(gain)
@@ -37,6 +51,16 @@ def activation(x: Tensor) -> Tensor:
         x: What nobody else reads: without gradients it is overwritten, since new memory costs more than the work.
     """
     return F.leaky_relu(x, _LEAK, inplace=not torch.is_grad_enabled())
+
+
+def add(own: Tensor, other: Tensor) -> Tensor:
+    """Add two tensors of one shape.
+
+    Args:
+        own: What nobody else reads: without gradients the sum is written there, as in :func:`activation`.
+        other: Stays as it is.
+    """
+    return own + other if torch.is_grad_enabled() or own.dtype != other.dtype else own.add_(other)
 
 
 class ChannelNorm(nn.Module):
@@ -55,8 +79,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W); fastest where channels are last in memory."""
-        normalized: Tensor = self.norm(x.permute(0, 2, 3, 1))
-        return normalized.permute(0, 3, 1, 2)
+        return channel_norm(x, self.norm.weight, self.norm.bias, eps=self.norm.eps)
 
 
 class ResidualBlock(nn.Module):
@@ -71,4 +94,4 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Refine (N, C, H, W)."""
         change: Tensor = self.second(activation(self.first(self.norm(x))))
-        return x + change
+        return add(change, x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddfup.models.sampling import covered, cubic_kernel, positions, sample_rows_columns
+from ddfup.models.sampling import covered, cubic_kernel, interpolation, positions, resample
 
 # How depth may have been made low.
 _KINDS = ("nearest", "area", "bilinear", "bicubic")
@@ -114,21 +114,24 @@ class Consistency(nn.Module):
         filters = {
             kind: (
                 shrinking(kind, rows.start, rows.stop - rows.start, origin[0], height, ratio[0], result),
-                shrinking(kind, columns.start, columns.stop - columns.start, origin[1], width, ratio[1], result).T,
+                shrinking(kind, columns.start, columns.stop - columns.start, origin[1], width, ratio[1], result),
             )
             for kind in _KINDS
         }
 
         def shrink(image: Tensor, kind: str) -> Tensor:
-            across, along = filters[kind]
-            return across @ image @ along
+            return resample(image, *filters[kind])
 
         # A filter without negative weights, or the quotient could be anything.
         gain = valid / shrink(variance, "bilinear").clamp(min=1e-6)
         y = positions(origin[0], height, 1, ratio[0], result.device) - rows.start
         x = positions(origin[1], width, 1, ratio[1], result.device) - columns.start
+        spread = (
+            interpolation(measured.shape[-2], y, "cubic", result.dtype),
+            interpolation(measured.shape[-1], x, "cubic", result.dtype),
+        )
         for i in range(_PASSES):
             low = sum(shares[:, k : k + 1] * shrink(result, kind) for k, kind in enumerate(_KINDS))
             missing = trust[:, i : i + 1] * gain * (measured - low)
-            result = result + variance * sample_rows_columns(missing, y, x)
+            result = result + variance * resample(missing, *spread)
         return result

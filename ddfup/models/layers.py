@@ -94,6 +94,7 @@ class SpatialFilterBranch(nn.Module):
         if normalization not in ("filter_norm", "softmax", "none"):
             raise ArgumentError(f"normalization must be 'filter_norm', 'softmax' or 'none'; got {normalization!r}")
         self.filters = filters * heads
+        self.stride = stride
         self.values = kernel_size * kernel_size
         self.normalization = normalization
         self.project = nn.Conv2d(in_channels, self.filters * self.values, 1, stride=stride)
@@ -108,7 +109,7 @@ class SpatialFilterBranch(nn.Module):
         Returns:
             (N, S*heads*K*K, ceil(H/stride), ceil(W/stride)).
         """
-        raw = self.project(guidance)
+        raw = self._project(guidance)
         n, _, h, w = raw.shape
         stacked: Tensor = raw.view(n, self.filters, self.values, h, w)
         if self.norm is not None:
@@ -117,6 +118,16 @@ class SpatialFilterBranch(nn.Module):
             # Of half precision the weights would not sum to one.
             stacked = stacked.softmax(dim=2, dtype=torch.promote_types(stacked.dtype, torch.float32))
         return stacked.reshape(n, self.filters * self.values, h, w)
+
+    def _project(self, guidance: Tensor) -> Tensor:
+        """The 1 x 1 convolution, as a matrix product: its planes come out as the op reads them, whatever comes in."""
+        weight, bias = self.project.weight.flatten(1), self.project.bias
+        assert bias is not None
+        if self.stride > 1:
+            guidance = guidance[..., :: self.stride, :: self.stride]
+        n, _, h, w = guidance.shape
+        planes = torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), guidance.flatten(2))
+        return planes.view(n, -1, h, w)
 
 
 class ChannelFilterBranch(nn.Module):

@@ -24,10 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddfup.errors import ArgumentError
-from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, conv
+from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, add, conv
 from ddfup.models.consistency import Consistency, reach
 from ddfup.models.context import ContextEncoder
-from ddfup.models.sampling import fill_holes, normalize_depth, normalize_locally, positions, sample_window
+from ddfup.models.sampling import (
+    fill_holes,
+    image_statistics,
+    normalize_depth,
+    normalize_locally,
+    positions,
+    sample_window,
+)
 from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage
 from ddfup.tiling import Tile
 
@@ -36,6 +43,8 @@ _FULL_TRUNK_LEVEL = 3
 # Levels from this one on are computed for the whole image at once, never in tiles: they hold a 64th of the pixels and
 # less, and would need halos of hundreds of pixels.
 _WHOLE_LEVEL = 3
+# Rows of a strip in which the estimates of tiles are compared with the measurement.
+_STRIP = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +80,11 @@ class PyramidConfig:
 
 def _pad(image: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column of (N, C, H, W) until the sides are multiples."""
-    return F.pad(image, (0, -image.shape[-1] % multiple, 0, -image.shape[-2] % multiple), mode="replicate")
+    right, bottom = -image.shape[-1] % multiple, -image.shape[-2] % multiple
+    # Padding by nothing copies all the same. Whether it is nothing must not be asked of sizes that are symbols.
+    if not torch.compiler.is_compiling() and right == bottom == 0:
+        return image
+    return F.pad(image, (0, right, 0, bottom), mode="replicate")
 
 
 def _residual_blocks(channels: int, counts: tuple[int, ...], index: int) -> nn.Sequential:
@@ -224,20 +237,27 @@ class GuidedPyramid(nn.Module):
         return max(1, math.floor(math.log2(ratio) + 0.1))
 
     def tile_grid(self, ratio: float) -> tuple[int, int]:
-        """Multiple that tile offsets keep, and the halo after which a tile equals the whole; both in pixels."""
+        """Multiple that tile offsets keep, and the halo after which a tile's estimate equals the whole's, in pixels."""
         level = self.level(ratio)
         top = min(level, _WHOLE_LEVEL)
         cell = 2**top
-        # The head's two convolutions; at every level a strided step of the guide, its blocks, the stage's and the
-        # window of DDF-Up.
-        halo = 4
-        for i in range(1, top + 1):
-            guide, stage = (b[min(i, len(b)) - 1] for b in (self.config.guide_blocks, self.config.stage_blocks))
-            halo += (1 + 2 * guide + 2 * stage + self.config.kernel_size // 2) * 2**i
+        tables = self.config.guide_blocks, self.config.stage_blocks
+        # How far from a pixel the stages look, beginning with the head's two convolutions, and the guide's encoder.
+        stages, encoder, halo = 2, 0, 0
+        for i in range(top):
+            guides, blocks = (table[min(i, len(table) - 1)] for table in tables)
+            # Two convolutions a block, and the window of DDF-Up.
+            stages += (2 * blocks + self.config.kernel_size // 2) * 2 ** (i + 1)
+            halo = max(halo, stages + encoder)
+            # A strided step (of the packed guide at first), and the blocks.
+            encoder += max(2, 2**i) + 2 * guides * 2 ** (i + 1)
+        # What encodes the guide for the levels that are computed beforehand.
+        halo = max(halo, encoder)
         if level < _WHOLE_LEVEL:
             # Stem, trunk (two convolutions a block) and the interpolation beside it.
-            halo += (1 + 2 * self._trunk_depth(level) + 1) * cell
-        halo += reach(ratio)
+            halo = max(halo, stages + (1 + 2 * self._trunk_depth(level) + 1) * cell + encoder)
+        # Tiles begin at whole cells; their pixels lie at different places within them.
+        halo += cell
         return cell, -(-halo // cell) * cell
 
     def _trunk_depth(self, level: int) -> int:
@@ -294,16 +314,39 @@ class GuidedPyramid(nn.Module):
             left: Likewise.
 
         Returns:
-            (N, 1, H', W') in the unit of the depth.
+            (N, 2, H', W'), the estimate that :meth:`finish` makes a result of.
         """
-        pyramid = self._encode(prepared, guide)
+        part = Window(top, left, guide.shape[-2], guide.shape[-1])
         if prepared.coarse is None:
-            coarse = self._coarse(prepared, pyramid[-1], top, left)
+            pyramid = self._encode(prepared, guide)
+            coarse = self._coarse(prepared, pyramid.pop(), top, left)
         else:
+            pyramid = self._encode(prepared, guide, _WHOLE_LEVEL - 1)
             cell = 2**_WHOLE_LEVEL
-            height, width = pyramid[-1].shape[-2:]
+            height, width = (-(-side // cell) for side in (part.height, part.width))
             coarse = prepared.coarse.crop(top // cell, left // cell, height, width)
-        return self._upsample(prepared, coarse, pyramid[:-1], Window(top, left, guide.shape[-2], guide.shape[-1]))
+        return self._upsample(prepared, coarse, pyramid, part)
+
+    def finish(self, prepared: Prepared, estimate: Tensor) -> Tensor:
+        """Make the result of the estimates of all parts.
+
+        Args:
+            prepared: From :meth:`prepare`.
+            estimate: (N, 2, H, W), put together from what :meth:`region` gave.
+
+        Returns:
+            (N, 1, H, W) in the unit of the depth.
+        """
+        height, margin = estimate.shape[-2], reach(prepared.ratio[0])
+        result = torch.empty_like(estimate[:, :1])
+        # By strips, so that what is computed on the way stays small.
+        rows = max(_STRIP, 4 * margin)
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            first, last = max(0, top - margin), min(height, bottom + margin)
+            part = self._compare(prepared, estimate[..., first:last, :], (first, 0))
+            result[..., top:bottom, :] = part[..., top - first : bottom - first, :]
+        return result
 
     def _describe(
         self, depth: Tensor, valid: Tensor, size: tuple[int, int], guide_mean: Tensor, guide_std: Tensor
@@ -318,12 +361,17 @@ class GuidedPyramid(nn.Module):
         level = self.level(middle)
         return Prepared(filled, local, deviation, valid, mean, std, guide_mean, guide_std, context, ratio, level)
 
-    def _encode(self, prepared: Prepared, guide: Tensor) -> list[Tensor]:
-        """The normalised guide, padded to whole cells, and its features at levels 1, 2, ..., as far as tiles go."""
+    def _encode(self, prepared: Prepared, guide: Tensor, levels: int = _WHOLE_LEVEL) -> list[Tensor]:
+        """The normalised guide, padded to whole cells, and its features at levels 1, 2, ..., as far as tiles go.
+
+        Args:
+            prepared: Of the image.
+            guide: (N, 3, H', W').
+            levels: The last level that is wanted.
+        """
         top = min(prepared.level, _WHOLE_LEVEL)
-        guide = (guide - prepared.guide_mean) / (prepared.guide_std + 0.05)
-        guide = _pad(guide, 2**top)
-        return [guide, *self._deepen(F.pixel_unshuffle(guide, 2), 0, top)]
+        guide = _pad((guide - prepared.guide_mean) / (prepared.guide_std + 0.05), 2**top)
+        return [guide, *self._deepen(F.pixel_unshuffle(guide, 2), 0, min(top, levels))]
 
     def _deepen(self, x: Tensor, first: int, last: int) -> list[Tensor]:
         """From the guide at level ``first`` (0: packed 2 x 2) to its features at the next levels up to ``last``."""
@@ -354,7 +402,7 @@ class GuidedPyramid(nn.Module):
         base = depth = prepared.sample(prepared.local, window, cell)
 
         x = self.stem(torch.cat((F.pixel_unshuffle(fine, 2), prepared.phase(window, cell)), dim=1))
-        x = x + self.trunk_guide[min(level, len(self.trunk_guide)) - 1](pyramid[-1])
+        x = add(x, self.trunk_guide[min(level, len(self.trunk_guide)) - 1](pyramid[-1]))
         x = activation(x + self.trunk_context(prepared.context)[:, :, None, None])
         for block in self.trunk[: self._trunk_depth(level)]:
             x = block(x)
@@ -374,7 +422,7 @@ class GuidedPyramid(nn.Module):
             part: What is wanted, (H', W') pixels; the pyramid may go on below and to the right.
 
         Returns:
-            (N, 1, H', W') in the unit of the depth.
+            (N, 2, H', W'): the normalised depth as the guide has it, and the logarithm of its variance.
         """
         top, left = part.top, part.left
         x, depth = coarse.features, coarse.depth
@@ -390,23 +438,27 @@ class GuidedPyramid(nn.Module):
             x, depth = self.stages[0](x, depth, guide, prepared.context)
             sharpened = self._beyond_bilinear(prepared, coarse, depth, window)
             inputs = self.head_inputs(torch.cat((guide, sharpened), dim=1))
-            outputs = self.result(activation(self.head_features(self.head_norm(x)) + inputs))
+            outputs = self.result(activation(add(self.head_features(self.head_norm(x)), inputs)))
         own = (..., slice(part.height), slice(part.width))
         residual, gate, log_variance = outputs[own].to(depth.dtype).chunk(3, dim=1)
         change = (2 + gate).sigmoid() * sharpened[own] + RESIDUAL_UNIT * residual
         deviation = prepared.sample(prepared.deviation, part, 1, "linear")
-        result: Tensor = prepared.sample(prepared.depth, part, 1) + deviation * change
-        with torch.autocast(depth.device.type, enabled=False):
-            result = self.consistency(
-                result,
-                log_variance,
+        estimate = prepared.sample(prepared.depth, part, 1) + deviation * change
+        return torch.cat((estimate, log_variance), dim=1)
+
+    def _compare(self, prepared: Prepared, estimate: Tensor, origin: tuple[int, int]) -> Tensor:
+        """From the estimate of a part, (N, 2, H', W'), to its result, (N, 1, H', W') in the unit of the depth."""
+        with torch.autocast(estimate.device.type, enabled=False):
+            result: Tensor = self.consistency(
+                estimate[:, :1],
+                estimate[:, 1:],
                 prepared.depth,
                 prepared.valid,
                 prepared.context,
-                origin=(top, left),
+                origin=origin,
                 ratio=prepared.ratio,
             )
-        return result * prepared.std + prepared.mean
+            return result * prepared.std + prepared.mean
 
     @staticmethod
     def _beyond_bilinear(prepared: Prepared, coarse: Coarse, depth: Tensor, window: Window) -> Tensor:
@@ -429,9 +481,9 @@ class GuidedPyramid(nn.Module):
         """
         if valid is None:
             valid = depth.isfinite()
-        guide_std, guide_mean = torch.std_mean(guide, dim=(1, 2, 3), keepdim=True, correction=0)
+        guide_mean, guide_std = image_statistics(guide)
         size = (guide.shape[-2], guide.shape[-1])
         prepared = self._describe(depth, valid, size, guide_mean, guide_std)
         pyramid = self._encode(prepared, guide)
         coarse = self._coarse(prepared, pyramid[-1], 0, 0)
-        return self._upsample(prepared, coarse, pyramid[:-1], Window(0, 0, *size))
+        return self._compare(prepared, self._upsample(prepared, coarse, pyramid[:-1], Window(0, 0, *size)), (0, 0))

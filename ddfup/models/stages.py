@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddfup.models.blocks import ChannelNorm, activation, conv
+from ddfup.models.blocks import ChannelNorm, activation, add, conv
 from ddfup.models.layers import SpatialFilterBranch
 from ddfup.ops import ddf_up
 
@@ -56,7 +56,7 @@ class Stage(nn.Module):
 
     def _filters(self, features: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         """Refined features, (N, cin, H, W), and spatial filters, (N, 4*K*K, H, W)."""
-        x = self.refine(activation(self.join_features(self.norm(features)) + self.join_guide(guide)))
+        x = self.refine(activation(add(self.join_features(self.norm(features)), self.join_guide(guide))))
         return x, self.spatial(x)
 
     def _raise(self, depth: Tensor, x: Tensor, spatial: Tensor) -> Tensor:
@@ -123,4 +123,4 @@ class UpStage(Stage):
         k = self.kernel_size
         channel_filter = 1 + self.channel(context).view(-1, 4, self.cout, k, k)
         up = ddf_up(self.reduce(x), channel_filter, spatial, scale=2, kernel_size=k, padding="replicate")
-        return activation(up + self.guide(guide)), self._raise(depth, x, spatial)
+        return activation(add(self.guide(guide), up)), self._raise(depth, x, spatial)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ddfup import errors
+from ddfup._memory import keep_freed_memory
 from ddfup.inference import Upsampler
 from ddfup.speed.memory import resident_peak
 from ddfup.speed.pairs import make_pair
@@ -113,6 +114,8 @@ def _time(call: Callable[[], object], seconds: float, device: torch.device) -> T
 
 def _main(arguments: list[str]) -> None:
     content: dict[str, Any]
+    # As the command line does.
+    keep_freed_memory()
     try:
         values: dict[str, Any] = json.loads(arguments[0])
         values |= {"size": tuple(values["size"]), "threads": tuple(values["threads"])}

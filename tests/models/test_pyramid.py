@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import TINY_PYRAMID, pair, tiny_pyramid
 
+from ddfup.models import pyramid
 from ddfup.models.pyramid import GuidedPyramid, Window
 from ddfup.models.sampling import fill_holes, positions, sample_rows_columns
 from ddfup.tiling import tiles
@@ -153,7 +154,7 @@ def test_the_phase_says_where_a_cell_lies_in_its_low_resolution_pixel(low, high)
 )
 @NETWORKS
 @torch.no_grad()
-def test_tiles_equal_the_whole(low, high, changes):
+def test_tiles_equal_the_whole(low, high, changes, monkeypatch):
     network = tiny_pyramid(**changes)
     depth, guide = pair(low, high)
     valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.1
@@ -167,7 +168,7 @@ def test_tiles_equal_the_whole(low, high, changes):
     assert halo % multiple == 0
 
     def tiled(halo):
-        out = torch.full_like(whole, math.nan)
+        out = torch.full_like(whole, math.nan).repeat(1, 2, 1, 1)
         grid = tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple)
         parts = [(t, guide[..., t.read[0] : t.read[1], t.read[2] : t.read[3]]) for t in grid]
         prepared = network.prepare(depth, valid, size=high, guide_mean=mean, guide_std=std, parts=iter(parts))
@@ -176,8 +177,10 @@ def test_tiles_equal_the_whole(low, high, changes):
             part = network.region(prepared, part, top, left)
             t, b, lf, r = tile.own
             out[..., t:b, lf:r] = part[..., t - top : b - top, lf - left : r - left]
-        return out
+        return network.finish(prepared, out)
 
+    # Several strips, too.
+    monkeypatch.setattr(pyramid, "_STRIP", 1)
     assert len(tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple)) > 1
     torch.testing.assert_close(tiled(halo), whole, atol=1e-4 * span(depth), rtol=0)
     # And without the halo it would: the comparison can fail.

@@ -11,9 +11,12 @@ from scipy import ndimage
 
 from ddfup.models.sampling import (
     fill_holes,
+    image_statistics,
+    interpolation,
     normalize_depth,
     normalize_locally,
     positions,
+    resample,
     sample_rows_columns,
 )
 
@@ -50,6 +53,31 @@ def test_interpolation_is_the_sum_of_its_kernel_over_clamped_pixels(mode, kernel
         torch.from_numpy(image)[None, None], torch.from_numpy(rows), torch.from_numpy(columns), mode=mode
     )
     np.testing.assert_allclose(got[0, 0].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("low", "high"), [(900, 1100), (40, 1203), (1100, 1100), (1, 1030), (33, 1031)])
+@pytest.mark.parametrize("mode", ["cubic", "linear"])
+def test_large_matrices_are_multiplied_by_blocks(low, high, mode):
+    """Wide, tall, with weights on few and on many columns, against the plain product."""
+    generator = torch.Generator().manual_seed(0)
+    up = interpolation(low, positions(0, high, 1, high / low, CPU), mode, torch.float64)
+    small, large = (torch.randn(1, 2, n, 3, generator=generator, dtype=torch.float64) for n in (low, high))
+    one = torch.eye(3, dtype=torch.float64)
+    for image, weights in ((small, up), (large, up.T)):
+        torch.testing.assert_close(resample(image, weights, one), weights @ image)
+        turned = image.transpose(2, 3)
+        torch.testing.assert_close(resample(turned, one, weights), turned @ weights.T)
+    # A row without weights gives nothing.
+    up[-200:] = 0
+    torch.testing.assert_close(resample(small, up, one), up @ small)
+
+
+def test_statistics_of_an_image_are_numpys():
+    images = torch.rand(3, 3, 9, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, std = image_statistics(images)
+    np.testing.assert_allclose(mean.flatten(), images.numpy().mean(axis=(1, 2, 3)))
+    np.testing.assert_allclose(std.flatten(), images.numpy().std(axis=(1, 2, 3)))
+    assert mean.shape == std.shape == (3, 1, 1, 1)
 
 
 def test_linear_interpolation_agrees_with_scipy():

@@ -367,6 +367,8 @@ def test_a_run_reports_logs_and_writes_weights(finished):
     assert all(torch.equal(value, loaded[key]) for key, value in run.averaged.state_dict().items())
 
 
+# PyTorch warns of more workers than cores, of which a machine may have one.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(root, config, tmp_path, finished, workers):
     out = tmp_path / "run"

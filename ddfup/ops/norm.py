@@ -1,0 +1,61 @@
+"""Layer normalisation over the channels of every pixel, which PyTorch's own does one short row at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddfup.ops import native
+
+
+def channel_norm(features: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """Normalise the channels of every pixel to zero mean and unit variance, then scale and shift them.
+
+    The native CPU kernel serves inference in float32 with channels last in memory; everything else is PyTorch's
+    :func:`torch.nn.functional.layer_norm`.
+
+    Args:
+        features: (N, C, H, W).
+        weight: (C,).
+        bias: (C,).
+        eps: Added to the variance.
+
+    Returns:
+        (N, C, H, W), channels last in memory.
+    """
+    rows = features.permute(0, 2, 3, 1)
+    if _is_served(rows, weight, bias):
+        normalized: Tensor = torch.ops.ddfup.channel_norm(rows, weight, bias, eps)
+    else:
+        normalized = F.layer_norm(rows, weight.shape, weight, bias, eps)
+    return normalized.permute(0, 3, 1, 2)
+
+
+def _is_served(rows: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Tell whether the native kernel can take the work, loading it if it has not been tried."""
+    tensors = (rows, weight, bias)
+    return (
+        rows.device.type == "cpu"
+        and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and rows.is_contiguous()
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
+        and not torch.compiler.is_compiling()
+        and native.load("cpu")
+    )
+
+
+torch.library.define(
+    "ddfup::channel_norm",
+    "(Tensor rows, Tensor weight, Tensor bias, float eps) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("ddfup::channel_norm", "default")
+def _channel_norm_default(rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(rows, weight.shape, weight, bias, eps)
+
+
+torch.library.register_fake("ddfup::channel_norm", lambda rows, _weight, _bias, _eps: rows.new_empty(rows.shape))
