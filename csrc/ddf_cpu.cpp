@@ -14,6 +14,7 @@
 #include "ddf_cpu_backward.h"
 #include "ddf_cpu_forward.h"
 #include "ddf_cpu_norm.h"
+#include "ddf_cpu_pixels.h"
 
 namespace {
 
@@ -128,10 +129,18 @@ Tensor ddf_forward_cpu(const Tensor& features, const Tensor& channel_filter, con
   const Tensor out = empty_following(features, p.grid_height * scale, p.grid_width * scale);
   dispatch(features.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const ddfup::Forward<T> forward(p, read<T>(features), strides_of(features), read<T>(channel),
-                                    read<T>(spatial_filter), strides_of(spatial_filter), write<T>(out), strides_of(out),
-                                    torch::stable::get_num_threads());
-    forward.run(InParallel());
+    const auto run = [&](auto* kind) {
+      using Kernel = std::remove_pointer_t<decltype(kind)>;
+      const Kernel forward(p, read<T>(features), strides_of(features), read<T>(channel), read<T>(spatial_filter),
+                           strides_of(spatial_filter), write<T>(out), strides_of(out),
+                           torch::stable::get_num_threads());
+      forward.run(InParallel());
+    };
+    // Not worth its compilation for float64.
+    if constexpr (!std::is_same_v<T, double>)
+      if (ddfup::PixelForward<T>::serves(p, strides_of(features), strides_of(out)))
+        return run(static_cast<ddfup::PixelForward<T>*>(nullptr));
+    run(static_cast<ddfup::Forward<T>*>(nullptr));
   });
   return out;
 }

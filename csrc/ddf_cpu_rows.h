@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -159,6 +159,25 @@ DDFUP_INLINE void copy_run(const A* __restrict__ from, A* __restrict__ to, int64
   store(to + count - L, load(from + count - L));
 }
 
+#if defined(__AVX512F__)
+DDFUP_INLINE __m512 widen_vector(__m256i halves, BFloat16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+DDFUP_INLINE __m512 widen_vector(__m256i halves, Float16) { return _mm512_cvtph_ps(halves); }
+
+DDFUP_INLINE __m256i narrow_vector(__m512 value, BFloat16) {
+  const __m512i bits = _mm512_castps_si512(value), high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+}
+DDFUP_INLINE __m256i narrow_vector(__m512 value, Float16) {
+  return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#endif
+
 // Wide numbers from `count` stored ones that lie `step` apart.
 template <typename T, typename A>
 DDFUP_INLINE void load_run(const T* __restrict__ from, int64_t step, A* __restrict__ to, int64_t count) {
@@ -168,7 +187,15 @@ DDFUP_INLINE void load_run(const T* __restrict__ from, int64_t step, A* __restri
       copy_run(from, to, count);
       return;
     }
-#if defined(__F16C__)
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 2) {
+      for (; done + 16 <= count; done += 16) {
+        __m256i packed;
+        std::memcpy(&packed, from + done, sizeof(packed));
+        _mm512_storeu_ps(to + done, widen_vector(packed, T{}));
+      }
+    }
+#elif defined(__F16C__)
     if constexpr (std::is_same_v<T, Float16>) {
       for (; done + 8 <= count; done += 8) {
         __m128i packed;
@@ -196,7 +223,14 @@ DDFUP_INLINE void store_run(const A* __restrict__ from, T* __restrict__ to, int6
       copy_run(from, to, count);
       return;
     }
-#if defined(__F16C__)
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 2) {
+      for (; done + 16 <= count; done += 16) {
+        const __m256i packed = narrow_vector(_mm512_loadu_ps(from + done), T{});
+        std::memcpy(to + done, &packed, sizeof(packed));
+      }
+    }
+#elif defined(__F16C__)
     if constexpr (std::is_same_v<T, Float16>) {
       for (; done + 8 <= count; done += 8) {
         const __m128i packed =

@@ -84,6 +84,10 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
             # Its own turns are part of decoding; EXIF only repeats them.
             size, kind, decoder = _open_heif(path).size, "HEIC", "heif"
         else:
+            if canvas := _webp_canvas(start):
+                # Pillow would make its canvas, several times, before its size could be checked.
+                check_pixels(path, *canvas, max_pixels)
+                check_ratio(path, 3 * canvas[0] * canvas[1], path.stat().st_size)
             with _pillow(path) as picture:
                 size, kind, decoder = picture.size, str(picture.format), "pillow"
                 orientation = int(picture.getexif().get(_ORIENTATION, 1))
@@ -135,6 +139,22 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
 def _kind(start: bytes) -> str:
     """Return the name of a file's format by what it begins with."""
     return next((name for name, magics in _MAGICS.items() if start.startswith(magics)), "picture")
+
+
+def _webp_canvas(start: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP picture by its first 64 bytes; None: it is another picture."""
+    # https://developers.google.com/speed/webp/docs/riff_container; lossy frames: RFC 6386, section 9.1.
+    kind, body = start[8:16], start[20:30]
+    if start[:4] != b"RIFF" or len(body) < 10:
+        return None
+    if kind == b"WEBPVP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"WEBPVP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"WEBPVP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return None
 
 
 def _png_orientation(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Guides of renderers and phones, and decoders that must not speak for themselves."""
 
 import io as stdio
+import struct
 import sys
 import types
 
@@ -92,6 +93,31 @@ def test_the_format_is_known_by_content(tmp_path, name):
     buffer = stdio.BytesIO()
     Image.new("RGB", (4, 3)).save(buffer, name)
     assert io.read_guide_header(save(tmp_path / "g.xyz", buffer.getvalue())).format == name
+
+
+@pytest.mark.parametrize("how", ["lossy", "lossless", "extended"])
+def test_a_huge_webp_is_refused_before_pillow_makes_its_canvas(tmp_path, monkeypatch, how):
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 255, (23, 37, 4 if how == "extended" else 3), np.uint8)
+    )
+    buffer = stdio.BytesIO()
+    image.save(buffer, "WEBP", lossless=how == "lossless")
+    data = bytearray(buffer.getvalue())
+    # It is as expected of a sound file.
+    assert bytes(data[12:16]) == {"lossy": b"VP8 ", "lossless": b"VP8L", "extended": b"VP8X"}[how]
+    header = io.read_guide_header(save(tmp_path / "g.webp", bytes(data)))
+    assert (header.width, header.height) == (37, 23)
+    if how == "lossy":
+        data[26:30] = struct.pack("<HH", 16383, 16382)
+    elif how == "lossless":
+        data[21:25] = struct.pack("<I", 16382 | 16381 << 14)
+    else:
+        data[24:30] = (16382).to_bytes(3, "little") + (16381).to_bytes(3, "little")
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("opened by Pillow"))
+    with pytest.raises(InputError, match=r"must have at most 200000000 pixels; got 16383x16382"):
+        io.read_guide_header(save(tmp_path / "huge.webp", bytes(data)))
+    with pytest.raises(InputError, match="must not shrink more than"):
+        io.read_guide_header(save(tmp_path / "huge.webp", bytes(data)), max_pixels=10**9)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
