@@ -264,10 +264,17 @@ class Trainer:
             if complete and measured != self.step:
                 self._measure()
             self._save()
-        except BaseException:
+        except BaseException as error:
             # Also on ctrl-C: what was learned is kept.
             if self._whole:
-                self._save()
+                try:
+                    self._save()
+                except RuntimeError:
+                    # PyTorch tells of a loader's process that was killed wherever the program is, and does so once.
+                    self._save()
+            # A signal for all processes of a job ends the loader's, too: nothing that went wrong.
+            if self._stopping and self._whole and _is_loaders_end(error):
+                return self.step >= section.steps
             raise
         finally:
             if self.world > 1:
@@ -366,6 +373,8 @@ class Trainer:
                 description=model.description,
             )
         except (OSError, RuntimeError) as error:
+            if _is_loaders_end(error):
+                raise
             # torch.save reports a full disk as a RuntimeError.
             raise OutputError(f"{self.out}: the checkpoint cannot be written ({error})") from error
         finally:
@@ -409,6 +418,11 @@ def _start_from(name_or_path: str, network: nn.Module, config: TrainingConfig) -
             "give the configuration's [model.config] the sizes of the weights",
         )
     network.load_state_dict(trained.state_dict())
+
+
+def _is_loaders_end(error: BaseException) -> bool:
+    told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    return told or isinstance(error, ConnectionError | EOFError)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

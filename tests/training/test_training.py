@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -392,6 +393,33 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(root, config, tmp_pat
     assert_same_run(third, finished[0])
     assert third.weights.read_bytes() == finished[0].weights.read_bytes()
     assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [4, 6]
+
+
+def test_a_signal_for_all_processes_stops_the_run_in_order(root, config, tmp_path):
+    """As a cluster sends it: to the loader's processes as well, which it ends at once."""
+    run = Trainer(config(("steps = 6\n", "steps = 100000\n")), root, tmp_path / "run", workers=1)
+
+    def everyone(progress):
+        if progress.step == 2:
+            run.stop()
+            for child in multiprocessing.active_children():
+                child.terminate()
+                child.join()
+
+    assert not run.run(on_step=everyone)
+    assert Trainer(config(), root, tmp_path / "run", resume=True, workers=0).step == 2
+
+
+def test_a_loader_that_dies_unasked_is_an_error(root, config, tmp_path):
+    run = Trainer(config(("steps = 6\n", "steps = 100000\n")), root, tmp_path / "run", workers=1)
+
+    def killed(progress):
+        if progress.step == 2:
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    with pytest.raises((RuntimeError, ConnectionError)):
+        run.run(on_step=killed)
 
 
 def test_a_finished_run_stays_as_it_is(root, config, tmp_path):
