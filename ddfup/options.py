@@ -180,6 +180,9 @@ FormatOption = Annotated[
     DepthFormat | None,
     typer.Option("--format", help="Output format. Default: by OUT's suffix, else DEPTH's own.", show_default=False),
 ]
+MinConfidenceOption = Annotated[
+    int, typer.Option("--min-confidence", min=0, max=2, help="With --confidence: less is no measurement.")
+]
 MaxPixelsOption = Annotated[int, typer.Option("--max-pixels", min=1, help="Refuse larger images, by their headers.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
 SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Do nothing if the output exists.")]

@@ -1,4 +1,4 @@
-"""Lists of pairs in a file: CSV or JSON lines with the columns depth, guide and out."""
+"""Lists of pairs in a file: CSV or JSON lines with the columns depth, guide, out and confidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddfup.batch.pairing import Pair, Pairing, find_collisions, output_name
 from ddfup.batch.remote import Location, RemotePath, parse_location
 from ddfup.errors import ArgumentError, InputError, OutputError
 
-_COLUMNS = ("depth", "guide", "out")
+_COLUMNS = ("depth", "guide", "out", "confidence")
 # Of nearly every file system; leaves room for the suffix of a preview.
 _LONGEST_NAME = 250
 
@@ -24,8 +24,8 @@ def read_manifest(path: Path, *, format_name: str | None = None) -> Pairing:
     """Read a list of pairs.
 
     Paths are relative to the manifest's folder, or URLs. ``out`` is a name below the output folder; where it is
-    missing or empty, the depth's own name is taken. A row that cannot be used becomes a pair with a problem: it fails
-    alone.
+    missing or empty, the depth's own name is taken. ``confidence`` may be missing or empty, too. A row that cannot be
+    used becomes a pair with a problem: it fails alone.
 
     Args:
         path: ``.csv`` with a head line, or ``.jsonl`` with one object per line; UTF-8.
@@ -38,7 +38,7 @@ def read_manifest(path: Path, *, format_name: str | None = None) -> Pairing:
     if kind not in (".csv", ".jsonl"):
         raise ArgumentError(
             f"--manifest must be a .csv or .jsonl file; got {str(path)!r}",
-            "its columns or keys are depth, guide and, if wanted, out",
+            "its columns or keys are depth, guide and, if wanted, out and confidence",
         )
     result = Pairing()
     try:
@@ -107,12 +107,14 @@ def _json_rows(path: Path, stream: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _pair(place: str, row: dict[str, Any], folder: Path, format_name: str | None) -> Pair:
-    depth, guide, out = (row.get(column) for column in _COLUMNS)
+    depth, guide, out, confidence = (row.get(column) for column in _COLUMNS)
     try:
         if not (isinstance(depth, str) and depth and isinstance(guide, str) and guide):
             raise InputError(f"{place}: must have depth and guide; got {_shown(row)}", "correct the manifest")
         if out is not None and not isinstance(out, str):
             raise OutputError(f"{place}: out must be a text; got {out!r:.80}", "correct the manifest")
+        if confidence is not None and not isinstance(confidence, str):
+            raise InputError(f"{place}: confidence must be a text; got {confidence!r:.80}", "correct the manifest")
         if None in row:
             raise InputError(f"{place}: must have as many fields as the head line; got {_shown(row)}", "quote commas")
         if not out:
@@ -127,11 +129,12 @@ def _pair(place: str, row: dict[str, Any], folder: Path, format_name: str | None
                 f"{place}: --format {format_name} must agree with out; got {out!r}", "leave one of them out"
             )
         # What is in no path is found out here: then it is one row's problem and not that of every check to come.
-        for text in (depth, guide, out):
+        for text in (depth, guide, out, confidence or ""):
             os.fsencode(text)
             if "\0" in text:
                 raise InputError(f"{place}: a path must not hold NUL; got {text!r:.80}", "correct the manifest")
-        return Pair(name, _source(folder, depth), _source(folder, guide))
+        marks = _source(folder, confidence) if confidence else None
+        return Pair(name, _source(folder, depth), _source(folder, guide), confidence=marks)
     except (InputError, OutputError, UnicodeEncodeError) as error:
         if isinstance(error, UnicodeEncodeError):
             error = InputError(f"{place}: must be paths; got {_shown(row)}", "correct the manifest")

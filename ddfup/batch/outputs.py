@@ -145,7 +145,7 @@ class FolderOutputs(Outputs):
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        sources = {identity for work in pairs for path in (work.depth, work.guide) if (identity := _identity(path))}
+        sources = {identity for work in pairs for path in work.sources if (identity := _identity(path))}
         existing = []
         for work in pairs:
             for path in [] if work.problem is not None else self._paths(work):
@@ -275,7 +275,7 @@ class StoreOutputs(Outputs):
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        sources = {str(path) for work in pairs for path in (work.depth, work.guide)}
+        sources = {str(path) for work in pairs for path in work.sources}
         there = {str(path) for path in self._store.find().values()}
         if self._preview_store is not None:
             there |= {str(path) for path in self._preview_store.find().values()}

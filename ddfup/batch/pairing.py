@@ -5,6 +5,7 @@ Files are never paired by their order: a missing one would shift all that follow
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Literal
 from ddfup import io
 from ddfup.batch.places import Found
 from ddfup.batch.remote import Location
-from ddfup.errors import ArgumentError, DDFUpError
+from ddfup.errors import ArgumentError, DDFUpError, InputError
 
 # Whole numbers of so many digits are time since 1970 in milli-, micro- and nanoseconds.
 _EPOCH_DIGITS = {12: 3, 13: 3, 14: 3, 15: 6, 16: 6, 17: 6, 18: 9, 19: 9, 20: 9}
@@ -45,19 +46,27 @@ class Rule:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files that belong together.
+    """Files that belong together.
 
     Attributes:
         name: Output below the output folder, ``/`` between parts.
         depth: Depth file.
         guide: Guide file.
         problem: Why the pair cannot be used, if that is known already.
+        confidence: Confidence map of the depth, or None.
     """
 
     name: str
     depth: Location
     guide: Location
     problem: DDFUpError | None = None
+    confidence: Location | None = None
+
+    @property
+    def sources(self) -> tuple[Location, ...]:
+        """The files that are read: depth, guide and, where there is one, confidence."""
+        files = (self.depth, self.guide)
+        return files if self.confidence is None else (*files, self.confidence)
 
 
 @dataclass
@@ -162,8 +171,7 @@ def pair_files(
     own = {found.path.absolute() for found in depths}
     guides = [found for found in guides if found.path.absolute() not in own]
     result = Pairing()
-    match = _match_times if rule.kind == "time" else _match_keys
-    chosen = match(depths, guides, rule, result)
+    chosen = _match(depths, guides, rule, result, "guides")
     taken = set(chosen.values())
     for depth in depths:
         if depth in chosen:
@@ -173,6 +181,29 @@ def pair_files(
         result.orphans += [f"{guide.path} has no depth" for guide in guides if guide not in taken]
     result.conflicts += find_collisions(result.pairs)
     return result
+
+
+def add_confidence(found: Pairing, depths: Sequence[Found], maps: Sequence[Found], rule: Rule) -> None:
+    """Find each depth's confidence map, by the same rule as its guide; a pair without one fails alone.
+
+    Args:
+        found: The pairs, which are changed.
+        depths: Depth files.
+        maps: Confidence maps.
+        rule: What makes a pair.
+    """
+    chosen = {depth.path: each.path for depth, each in _match(depths, maps, rule, found, "confidence maps").items()}
+    taken = set(chosen.values())
+    found.orphans += [f"{each.path} has no depth" for each in maps if each.path not in taken]
+    for index, pair in enumerate(found.pairs):
+        confidence = chosen.get(pair.depth)
+        problem = pair.problem
+        if confidence is None:
+            problem = InputError(
+                f"{pair.depth}: must have a confidence map, by {rule}; there is none",
+                "a run without --confidence takes all its pixels",
+            )
+        found.pairs[index] = dataclasses.replace(pair, confidence=confidence, problem=problem)
 
 
 def find_collisions(pairs: Iterable[Pair]) -> list[str]:
@@ -200,7 +231,17 @@ def _key_function(rule: Rule) -> Callable[[str], Hashable | None]:
     return key
 
 
-def _match_keys(depths: Sequence[Found], guides: Sequence[Found], rule: Rule, result: Pairing) -> dict[Found, Found]:
+def _match(
+    depths: Sequence[Found], others: Sequence[Found], rule: Rule, result: Pairing, what: str
+) -> dict[Found, Found]:
+    """Find each depth's partner; choices that are not clear become conflicts of the result."""
+    match = _match_times if rule.kind == "time" else _match_keys
+    return match(depths, others, rule, result, what)
+
+
+def _match_keys(
+    depths: Sequence[Found], guides: Sequence[Found], rule: Rule, result: Pairing, what: str
+) -> dict[Found, Found]:
     key_of = _key_function(rule)
     by_key: dict[Hashable, list[Found]] = defaultdict(list)
     for guide in guides:
@@ -212,11 +253,13 @@ def _match_keys(depths: Sequence[Found], guides: Sequence[Found], rule: Rule, re
         if len(candidates) == 1:
             chosen[depth] = candidates[0]
         elif candidates:
-            result.conflicts.append(f"{depth.path} has {len(candidates)} guides: {_listed(candidates)}")
+            result.conflicts.append(f"{depth.path} has {len(candidates)} {what}: {_listed(candidates)}")
     return chosen
 
 
-def _match_times(depths: Sequence[Found], guides: Sequence[Found], rule: Rule, result: Pairing) -> dict[Found, Found]:
+def _match_times(
+    depths: Sequence[Found], guides: Sequence[Found], rule: Rule, result: Pairing, what: str
+) -> dict[Found, Found]:
     key_of = _key_function(rule)
     groups: dict[Hashable, list[tuple[Decimal, Found]]] = defaultdict(list)
     for guide in guides:
@@ -236,7 +279,7 @@ def _match_times(depths: Sequence[Found], guides: Sequence[Found], rule: Rule, r
             claims[guide].append((difference, depth))
         elif nearest:
             files = _listed(guide for _, guide in nearest)
-            result.conflicts.append(f"{depth.path} is {nearest[0][0]} s from {len(nearest)} guides: {files}")
+            result.conflicts.append(f"{depth.path} is {nearest[0][0]} s from {len(nearest)} {what}: {files}")
     chosen = {}
     for guide, claimants in claims.items():
         least = min(difference for difference, _ in claimants)

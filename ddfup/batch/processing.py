@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ddfup.inference import Upsampler
 
 # Fields of `pair.Options` that say where and whether to write, not what.
-_NOT_IN_KEY = {"format", "preview", "overwrite", "skip_existing", "max_pixels"}
+_NOT_IN_KEY = {"format", "preview", "overwrite", "skip_existing", "max_pixels", "confidence"}
 
 
 @dataclass(frozen=True)
@@ -203,11 +203,13 @@ class Processor:
         # Set once only the content can be to blame.
         key = None
         try:
-            with local_copies(work.depth, work.guide) as (depth, guide):
-                before = _state(depth, guide)
+            with local_copies(*work.sources) as files:
+                depth, guide = files[:2]
+                options = dataclasses.replace(options, confidence=files[2] if len(files) > 2 else None)
+                before = _state(*files)
                 planned = pair.plan(depth, guide, "-", options)
                 outcome.width, outcome.height, outcome.factor = planned.width, planned.height, planned.factor
-                found = self._key(sha256_of(depth), sha256_of(guide), planned.target.name)
+                found = self._key([sha256_of(file) for file in files], planned.target.name)
                 if self._is_done(work, found, outcome):
                     outcome.status = "skipped"
                     return
@@ -250,7 +252,8 @@ class Processor:
     ) -> None:
         self._network.want()
         inputs = pair.read(planned, options)
-        if _state(planned.depth, planned.guide) != before:
+        sources = (planned.depth, planned.guide, *([options.confidence] if options.confidence else []))
+        if _state(*sources) != before:
             raise _Changed(f"{work.depth}: depth and guide must not change while they are read", "run it again")
         try:
             turn = _Turn(self._network.get())
@@ -284,12 +287,11 @@ class Processor:
         outcome.valid_fraction, outcome.notes = done.valid_fraction, done.notes
         outcome.status = "ok"
 
-    def _key(self, depth: str, guide: str, target: str) -> str:
+    def _key(self, sources: list[str], target: str) -> str:
         options = self._settings.options
         parts = {
             "version": __version__,
-            "depth": depth,
-            "guide": guide,
+            **dict(zip(("depth", "guide", "confidence"), sources, strict=False)),
             "weights": self._settings.weights_sha256,
             "network": self._settings.network,
             "format": target,

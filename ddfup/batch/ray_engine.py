@@ -184,7 +184,7 @@ class RayBatch:
         resources = self._ray.cluster_resources()
         gpu = self._plan.device == "cuda" or (self._plan.device == "auto" and resources.get("GPU", 0) >= 1)
         local = isinstance(self._settings.out_dir, Path) or any(
-            isinstance(path, Path) for pair in self._pairs for path in (pair.depth, pair.guide)
+            isinstance(path, Path) for pair in self._pairs for path in pair.sources
         )
         job = Job(
             version=__version__,

@@ -24,6 +24,7 @@ from ddfup.options import (
     InvalidOption,
     JsonOption,
     MaxPixelsOption,
+    MinConfidenceOption,
     ModelOption,
     OverwriteOption,
     PrecisionOption,
@@ -80,7 +81,7 @@ def batch(
         typer.Option(
             "--manifest",
             metavar="FILE",
-            help="A .csv or .jsonl list with depth, guide and out (below OUT_DIR); paths relative to it.",
+            help="A .csv or .jsonl list with depth, guide, out (below OUT_DIR), confidence; paths relative to it.",
             show_default=False,
         ),
     ] = None,
@@ -102,6 +103,16 @@ def batch(
             show_default=False,
         ),
     ] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(
+            "--confidence",
+            metavar="PLACE",
+            help="Confidence maps of the depths (0, 1, 2; ARKit, Record3D): a folder, glob or URL, paired like guides.",
+            show_default=False,
+        ),
+    ] = None,
+    min_confidence: MinConfidenceOption = 1,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -181,12 +192,13 @@ def batch(
         invalid=io.parse_invalid(invalid),
         format=format,
         fill=fill,
+        min_confidence=min_confidence,
         max_pixels=max_pixels,
     )
     out_dir = parse_location(places[-1])
     with terminal.working("looking for pairs"):
         # The journal comes second: what another run adds to OUT_DIR meanwhile is in it, and is no input.
-        found, journal = _find_pairs(places, manifest, pair_by, pair_regex, format, out_dir)
+        found, journal = _find_pairs(places, confidence, manifest, pair_by, pair_regex, format, out_dir)
     _tell(terminal, found)
     info = find_model(model or DEFAULT_MODEL)
     pairs = select_shard(found.pairs, *part)
@@ -326,7 +338,7 @@ def _report(terminal: Terminal, outcome: Outcome, *, dry_run: bool) -> None:
             raise outcome.failure
         except DDFUpError as error:
             message, hint = error.message, error.hint
-            named = any(str(path) in message for path in (work.depth, work.guide, outcome.out)) or work.problem
+            named = any(str(path) in message for path in (*work.sources, outcome.out)) or work.problem
             text = message if named else f"{work.depth}: {message}"
             terminal.fail(text, hint if terminal.verbose else "")
         except Exception as error:
@@ -368,6 +380,7 @@ def _record(outcome: Outcome, model: str, dry_run: bool) -> dict[str, Any]:
 
 def _find_pairs(
     places: list[str],
+    confidence: str | None,
     manifest: Path | None,
     pair_by: str | None,
     pair_regex: str | None,
@@ -377,13 +390,17 @@ def _find_pairs(
     from ddfup import io
     from ddfup.batch.journal import open_journal
     from ddfup.batch.manifest import read_manifest
-    from ddfup.batch.pairing import pair_files, parse_rule
+    from ddfup.batch.pairing import add_confidence, pair_files, parse_rule
     from ddfup.batch.places import GUIDE_SUFFIXES, find_files
 
     if manifest is not None:
         if pair_by not in (None, "manifest") or pair_regex is not None:
             raise ArgumentError(
                 "--manifest must not come with another --pair-by or --pair-regex", "leave one of them out"
+            )
+        if confidence is not None:
+            raise ArgumentError(
+                f"--confidence must not come with --manifest; got {confidence}", "list the maps in a column confidence"
             )
         found = read_manifest(manifest, format_name=format_name)
         if not found.pairs:
@@ -398,6 +415,7 @@ def _find_pairs(
     suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
     depths = find_files(places[0], suffixes, what="DEPTHS")
     guides = find_files(places[1], GUIDE_SUFFIXES, what="GUIDES")
+    maps = None if confidence is None else find_files(confidence, suffixes, what="--confidence")
     journal = open_journal(out_dir)
     # Where OUT_DIR is an input folder, too, what was made there is no input.
     made = {_identity(out_dir / name) for name in journal.files()}
@@ -405,7 +423,16 @@ def _find_pairs(
         [file for file in place.files if _identity(file.path) not in made] if made else place.files
         for place in (depths, guides)
     )
+    marks = [] if maps is None else maps.files
+    if marks:
+        # One folder may hold all three.
+        own = {_identity(file.path) for file in marks}
+        depth_files, guide_files = (
+            [file for file in files if _identity(file.path) not in own] for files in (depth_files, guide_files)
+        )
     found = pair_files(depth_files, guide_files, rule, format_name=format_name)
+    if maps is not None:
+        add_confidence(found, depth_files, marks, rule)
     for name, place in (("DEPTHS", depths), ("GUIDES", guides)):
         if place.ignored:
             found.orphans.append(f"{place.ignored} files in {name} are of other kinds")

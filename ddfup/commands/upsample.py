@@ -22,6 +22,7 @@ from ddfup.options import (
     InvalidOption,
     JsonOption,
     MaxPixelsOption,
+    MinConfidenceOption,
     ModelOption,
     OutOption,
     OverwriteOption,
@@ -45,9 +46,6 @@ ConfidenceOption = Annotated[
         show_default=False,
         readable=False,
     ),
-]
-MinConfidenceOption = Annotated[
-    int, typer.Option("--min-confidence", min=0, max=2, help="With --confidence: less is no measurement.")
 ]
 RawOption = Annotated[
     str | None,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,6 +233,23 @@ def _read_tensors(info: ModelInfo) -> dict[str, Any]:
     return tensors
 
 
+def _check_sizes(info: ModelInfo, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse sizes that no such file can have the weights for, before a network of that many layers is made.
+
+    Raises:
+        WeightsError: If a number in the metadata is larger than every side of a tensor, and than their number.
+    """
+    most = max((len(shapes), *(side for shape in shapes for side in shape)))
+    for key, value in info.config.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and number > most:
+                raise WeightsError(
+                    f"{info.path}: {key} in its metadata must be of the size of its tensors, at most {most}; "
+                    f"got {number}",
+                    "the file is damaged",
+                )
+
+
 def verify(info: ModelInfo) -> None:
     """Check that a model's tensors are whole, finite and those of its architecture.
 
@@ -263,6 +280,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: torch.device | 
     import torch
 
     info = find_model(name_or_path)
+    arrays = _read_tensors(info)
+    _check_sizes(info, [array.shape for array in arrays.values()])
     try:
         network = build(info.architecture, info.config)
     except WeightsError as error:
@@ -273,7 +292,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: torch.device | 
             f"{info.path}: the sizes in its metadata do not make a {info.architecture!r} network: {error}",
             "the file is damaged",
         ) from error
-    tensors: dict[str, Tensor] = {key: torch.from_numpy(value.copy()) for key, value in _read_tensors(info).items()}
+    tensors: dict[str, Tensor] = {key: torch.from_numpy(value.copy()) for key, value in arrays.items()}
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -507,6 +507,82 @@ def test_a_manifest_writes_below_the_output_folder_only(scene, nearest, run):
     assert run("--manifest", "empty.jsonl", places=("out",))[0] == 5
 
 
+def write_confidence(scene):
+    """A map of the highest confidence for each depth, but low in the corner of one; returns that one's name."""
+    for path in tree(scene / "depths"):
+        marks = np.full((6, 8), 2, np.uint8)
+        if path == "room0/0000.png":
+            marks[:2, :2] = 0
+        target = (scene / "marks" / path).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(marks).save(target)
+    return "room0/0000.png"
+
+
+def test_pixels_of_low_confidence_are_holes(scene, nearest, run):
+    marked = write_confidence(scene)
+    code, records, err = run("--confidence", "marks")
+    assert code == 0 and statuses(records) == (6, 0, 0), err
+    # As a single run gives it.
+    options = pair.Options(confidence=Path("marks") / marked)
+    plan = pair.plan(Path("depths") / marked, Path("guides/room0/0000.jpg"), "-", options)
+    expected = pair.run(plan, pair.read(plan, options), nearest, options).data
+    assert (Path("out") / marked).read_bytes() == expected
+    assert (np.array(Image.open(Path("out") / marked)) == 0).sum() == 8 * 8
+    assert records[f"out/{marked}"]["valid_fraction"] == pytest.approx(1 - 4 / 48)
+    # They are inputs like the others: what changes there is done again, and nothing else.
+    assert statuses(run("--confidence", "marks")[1]) == (0, 6, 0)
+    Image.fromarray(np.full((6, 8), 2, np.uint8)).save(Path("marks") / marked)
+    assert statuses(run("--confidence", "marks")[1]) == (1, 5, 0)
+    assert records[f"out/{marked}"] and (np.array(Image.open(Path("out") / marked)) == 0).sum() == 0
+    # A higher bar, and none at all, are other work.
+    assert statuses(run("--confidence", "marks", "--min-confidence", 2)[1]) == (6, 0, 0)
+    assert statuses(run()[1]) == (6, 0, 0)
+
+
+def test_confidence_by_a_manifest(scene, nearest, run):
+    marked = write_confidence(scene)
+    rows = [("depth", "guide", "Confidence"), (f"depths/{marked}", "guides/room0/0000.jpg", f"marks/{marked}")]
+    rows.append(("depths/room0/0003.png", "guides/room0/0003.jpg", ""))
+    Path("list.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+    code, records, err = run("--manifest", "list.csv", places=("out",))
+    assert code == 0 and statuses(records) == (2, 0, 0), err
+    shares = {Path(name).name: record["valid_fraction"] for name, record in records.items()}
+    assert shares == {"0000.png": pytest.approx(1 - 4 / 48), "0003.png": 1.0}
+    Path("list.jsonl").write_text(json.dumps({"depth": "a.png", "guide": "b.jpg", "confidence": 3}))
+    code, records, _ = run("--manifest", "list.jsonl", places=("out",))
+    assert code == 4 and "confidence must be a text; got 3" in next(iter(records.values()))["error"]
+    code, _, err = run("--manifest", "list.csv", "--confidence", "marks", places=("out",))
+    assert code == 2 and "list the maps in a column confidence" in err
+
+
+def test_what_is_wrong_with_a_confidence_map_is_one_pairs_failure(scene, nearest, run):
+    marked = write_confidence(scene)
+    (Path("marks") / marked).unlink()
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save("marks/room0/0003.png")
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save("marks/room0/9999.png")
+    code, records, err = run("--confidence", "marks")
+    assert code == 3 and statuses(records) == (4, 0, 2)
+    assert "must have a confidence map, by stem; there is none" in records[f"out/{marked}"]["error"]
+    assert "confidence must have the size of its depth = 8x6; got 3x3" in records["out/room0/0003.png"]["error"]
+    assert "marks/room0/9999.png has no depth" in err
+    shutil.copy("marks/room0/9999.png", "marks/room0/0003.npy")
+    code, records, err = run("--confidence", "marks")
+    assert code == 5 and records == {} and "has 2 confidence maps" in err
+    code, _, err = run("--confidence", "nowhere")
+    assert code == 4 and "--confidence" in err and "nowhere" in err
+
+
+def test_confidence_maps_may_lie_among_the_depths(scene, nearest, run):
+    write_confidence(scene)
+    for path in tree(scene / "marks"):
+        target = Path("depths", path).with_suffix(".conf.png")
+        shutil.copy(Path("marks") / path, target)
+    rule = ("--pair-by", "regex", "--pair-regex", r"(\d+)\.[.\w]+$")
+    code, records, err = run("--confidence", "depths/**/*.conf.png", *rule)
+    assert code == 0 and statuses(records) == (6, 0, 0), err
+
+
 def test_a_torn_journal(scene, nearest, run):
     assert run()[0] == 0
     (journal,) = Path("out/.ddfup").glob("journal.*.jsonl")

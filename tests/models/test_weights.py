@@ -258,6 +258,12 @@ def wrong_shape(path):
             lambda p: rewrite(p, metadata={"config": '{"trunk_channels": -3}'}),
             "do not make a 'pyramid' network",
         ),
+        # Layers that would take minutes to make.
+        (
+            lambda p: rewrite(p, metadata={"config": '{"stage_blocks": [200000, 1]}'}),
+            r"stage_blocks in its metadata must be of the size of its tensors, at most \d+; got 200000",
+        ),
+        (lambda p: rewrite(p, metadata={"config": '{"trunk_blocks": 1e9}'}), "must be of the size of its tensors"),
     ],
 )
 def test_damaged_weights_are_refused(weights, damage, message):
