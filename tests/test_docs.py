@@ -148,8 +148,11 @@ def test_python_of_a_page_runs(page, folder, tmp_path, monkeypatch):
     work = tmp_path / "work"
     shutil.copytree(folder, work)
     monkeypatch.chdir(work)
+    ran = 0
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {"__name__": "example"})
+        ran += 1
+    assert ran == page.read_text("utf-8").count("```python\n")
 
 
 def test_the_pages_have_commands_and_the_install_is_that_of_ci():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
-from ddfup.errors import ArgumentError, DDFUpError, PairingError
+from ddfup.commands.batch_pairs import find_pairs, parse_shard, tell
+from ddfup.errors import ArgumentError, DDFUpError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -38,10 +38,8 @@ from ddfup.options import (
 from ddfup.terminal import Terminal, data_only, print_json
 
 if TYPE_CHECKING:
-    from ddfup.batch.journal import Journal
-    from ddfup.batch.pairing import Pair, Pairing
+    from ddfup.batch.pairing import Pair
     from ddfup.batch.processing import Outcome
-    from ddfup.batch.remote import Location
     from ddfup.commands.batch_report import ReportFiles
 
 
@@ -58,11 +56,6 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """End after what is under way."""
-
-
-# Lines about files without partner; the rest is counted, unless with -v.
-_FEW = 5
-_MANY = 20
 
 
 def batch(
@@ -180,7 +173,7 @@ def batch(
     if len(places) != (3 if manifest is None else 1):
         wanted = "DEPTHS GUIDES OUT_DIR" if manifest is None else "OUT_DIR alone, with --manifest"
         raise ArgumentError(f"batch must have {wanted}; got {len(places)}: {' '.join(places)}", "quote globs")
-    part = _parse_shard(shard, terminal)
+    part = parse_shard(shard, terminal)
     from ddfup import io, pair
     from ddfup.batch.engine import Batch, select_shard
     from ddfup.batch.processing import Settings
@@ -198,8 +191,8 @@ def batch(
     out_dir = parse_location(places[-1])
     with terminal.working("looking for pairs"):
         # The journal comes second: what another run adds to OUT_DIR meanwhile is in it, and is no input.
-        found, journal = _find_pairs(places, confidence, manifest, pair_by, pair_regex, format, out_dir)
-    _tell(terminal, found)
+        found, journal = find_pairs(places, confidence, manifest, pair_by, pair_regex, format, out_dir)
+    tell(terminal, found)
     info = find_model(model or DEFAULT_MODEL)
     pairs = select_shard(found.pairs, *part)
     settings = Settings(
@@ -373,123 +366,3 @@ def _record(outcome: Outcome, model: str, dry_run: bool) -> dict[str, Any]:
         "valid_fraction": outcome.valid_fraction,
     }
     return record | ({"dry_run": True} if dry_run else {})
-
-
-# --- what to do ---
-
-
-def _find_pairs(
-    places: list[str],
-    confidence: str | None,
-    manifest: Path | None,
-    pair_by: str | None,
-    pair_regex: str | None,
-    format_name: str | None,
-    out_dir: Location,
-) -> tuple[Pairing, Journal]:
-    from ddfup import io
-    from ddfup.batch.journal import open_journal
-    from ddfup.batch.manifest import read_manifest
-    from ddfup.batch.pairing import add_confidence, pair_files, parse_rule
-    from ddfup.batch.places import GUIDE_SUFFIXES, find_files
-
-    if manifest is not None:
-        if pair_by not in (None, "manifest") or pair_regex is not None:
-            raise ArgumentError(
-                "--manifest must not come with another --pair-by or --pair-regex", "leave one of them out"
-            )
-        if confidence is not None:
-            raise ArgumentError(
-                f"--confidence must not come with --manifest; got {confidence}", "list the maps in a column confidence"
-            )
-        found = read_manifest(manifest, format_name=format_name)
-        if not found.pairs:
-            raise PairingError(
-                f"--manifest: {manifest} must list a pair; it lists none",
-                "one line each: depth, guide and, if wanted, out",
-            )
-        return found, open_journal(out_dir)
-    if pair_by == "manifest":
-        raise ArgumentError("--pair-by manifest must come with --manifest FILE", "example: --manifest pairs.csv")
-    rule = parse_rule(pair_by or ("stem" if pair_regex is None else "regex"), pair_regex)
-    suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
-    depths = find_files(places[0], suffixes, what="DEPTHS")
-    guides = find_files(places[1], GUIDE_SUFFIXES, what="GUIDES")
-    maps = None if confidence is None else find_files(confidence, suffixes, what="--confidence")
-    journal = open_journal(out_dir)
-    # Where OUT_DIR is an input folder, too, what was made there is no input.
-    made = {_identity(out_dir / name) for name in journal.files()}
-    depth_files, guide_files = (
-        [file for file in place.files if _identity(file.path) not in made] if made else place.files
-        for place in (depths, guides)
-    )
-    marks = [] if maps is None else maps.files
-    if marks:
-        # One folder may hold all three.
-        own = {_identity(file.path) for file in marks}
-        depth_files, guide_files = (
-            [file for file in files if _identity(file.path) not in own] for files in (depth_files, guide_files)
-        )
-    found = pair_files(depth_files, guide_files, rule, format_name=format_name)
-    if maps is not None:
-        add_confidence(found, depth_files, marks, rule)
-    for name, place in (("DEPTHS", depths), ("GUIDES", guides)):
-        if place.ignored:
-            found.orphans.append(f"{place.ignored} files in {name} are of other kinds")
-    if not found.pairs and not found.conflicts:
-        example = f"; for example {depth_files[0].name!r}" if depth_files else ""
-        example += f" and {guide_files[0].name!r}" if depth_files and guide_files else ""
-        raise PairingError(
-            f"DEPTHS must have guides in GUIDES, by {rule}; {len(depth_files)} depth files and "
-            f"{len(guide_files)} guides make no pair{example}",
-            "--pair-by regex or time:TOL, or --manifest, may say what belongs together",
-        )
-    return found, journal
-
-
-def _identity(place: Location) -> str:
-    return os.path.realpath(place) if isinstance(place, Path) else str(place)
-
-
-def _tell(terminal: Terminal, found: Pairing) -> None:
-    """Name what has no partner; refuse what is not clear."""
-    for lines, most in ((found.orphans, _FEW), (found.conflicts, _MANY)):
-        for index, line in enumerate(lines):
-            terminal.note(f"note: {line}", detail=index >= most)
-        if len(lines) > most and not terminal.verbose:
-            terminal.note(f"note: {len(lines) - most} more like these; -v names them")
-    if found.conflicts:
-        raise PairingError(
-            f"pairs must be clear before anything is done; {len(found.conflicts)} are not: {found.conflicts[0]}",
-            "narrow the places by globs, or use --manifest",
-        )
-
-
-def _parse_shard(text: str | None, terminal: Terminal) -> tuple[int, int]:
-    """Return the part (from 0) and the number of parts."""
-    source = "--shard"
-    if text is None:
-        environment = os.environ
-        if {"RANK", "WORLD_SIZE"} <= environment.keys():
-            source, text = "RANK/WORLD_SIZE", f"{environment['RANK']}/{environment['WORLD_SIZE']}"
-        elif {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= environment.keys():
-            source = "SLURM_ARRAY_TASK_ID/COUNT"
-            text = _slurm_part()
-        else:
-            return 0, 1
-    index, _, count = text.partition("/")
-    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit() and int(index) < int(count)):
-        raise ArgumentError(
-            f"{source} must be I/N with I from 0 to N - 1; got {text!r}", "example: --shard 0/4 is the first of four"
-        )
-    if source != "--shard" and int(count) > 1:
-        terminal.note(f"note: part {text} by {source}")
-    return int(index), int(count)
-
-
-def _slurm_part() -> str:
-    values = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN", "STEP")}
-    if not all(value.isascii() and value.isdigit() for value in values.values() if value):
-        return f"{values['ID']}/{values['COUNT']}"
-    index = (int(values["ID"]) - int(values["MIN"] or 0)) // max(1, int(values["STEP"] or 1))
-    return f"{index}/{values['COUNT']}"

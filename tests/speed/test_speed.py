@@ -277,7 +277,8 @@ def test_settings_that_are_refused(change, message):
 
 
 def test_settings_that_do_not_matter_are_not_refused():
-    run.Settings(parts=("op", "module"), dtype="float64", ratio=0, device="cpu")
+    settings = run.Settings(parts=("op", "module"), dtype="float64", ratio=0, device="cpu")
+    assert (settings.dtype, settings.ratio) == ("float64", 0)
 
 
 def test_the_number_of_threads_is_restored():
