@@ -17,6 +17,9 @@ _KINDS = ("nearest", "area", "bilinear", "bicubic")
 _PASSES = 2
 # How far a pass sees, in low-resolution pixels: the widest filter, and the cubic interpolation of what it finds.
 _REACH = 4
+# Tolerance, in pixels, of the comparisons that say which pixel is the middle of a cell and which lie in it: runtimes of
+# exported networks may have ratios in float32.
+_TIE = 1e-3
 # Logarithm of the variance that the network may claim; beyond, its gradient would fade or explode.
 _LOG_VARIANCE = 4.0
 
@@ -45,15 +48,16 @@ def shrinking(kind: str, first: int, count: int, start: int, length: int, ratio:
     high = torch.arange(start, start + length, dtype=torch.float64, device=like.device) + 0.5
     if kind == "nearest":
         # Halves fall to the upper left.
-        nearest = (low - 0.5 - 0.5 - 1e-6).ceil()
+        nearest = (low - 0.5 - 0.5 - _TIE).ceil()
         weights = (high[None, :] - 0.5 == nearest[:, None]).double()
     else:
         # At ratios below one pixel per cell a filter is not narrowed further.
         distance = (high[None, :] - low[:, None]).abs() / max(ratio, 1.0)
         if kind == "area":
             # The half-open cell: a pixel on the border belongs to one side.
-            signed = (high[None, :] - low[:, None]) / max(ratio, 1.0)
-            weights = ((signed > -0.5) & (signed <= 0.5)).double()
+            signed = high[None, :] - low[:, None] - _TIE
+            half = max(ratio, 1.0) / 2
+            weights = ((signed > -half) & (signed <= half)).double()
         elif kind == "bilinear":
             weights = (1 - distance).clamp(min=0)
         else:

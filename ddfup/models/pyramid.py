@@ -29,6 +29,7 @@ from ddfup.models.consistency import Consistency, reach
 from ddfup.models.context import ContextEncoder
 from ddfup.models.sampling import (
     fill_holes,
+    full_precision,
     image_statistics,
     normalize_depth,
     normalize_locally,
@@ -448,7 +449,7 @@ class GuidedPyramid(nn.Module):
 
     def _compare(self, prepared: Prepared, estimate: Tensor, origin: tuple[int, int]) -> Tensor:
         """From the estimate of a part, (N, 2, H', W'), to its result, (N, 1, H', W') in the unit of the depth."""
-        with torch.autocast(estimate.device.type, enabled=False):
+        with full_precision(estimate):
             result: Tensor = self.consistency(
                 estimate[:, :1],
                 estimate[:, 1:],

@@ -6,6 +6,7 @@ that a network built on it is exactly equivariant: ``f(a * depth + b) = a * f(de
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -22,6 +23,17 @@ _FLOOR = 0.01
 # Matrices up to this side are multiplied whole; of larger ones, blocks of so many pixels.
 _DENSE = 1024
 _BAND = 128
+
+
+def full_precision(image: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Leave autocast for a while, which would round depth away.
+
+    Args:
+        image: On the device in question.
+    """
+    kind = image.device.type
+    # Where there is nothing to leave, exported graphs must not have a region of their own for it.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def depth_statistics(depth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +175,7 @@ def resample(image: Tensor, across: Tensor, along: Tensor) -> Tensor:
     Returns:
         (N, C, H', W').
     """
-    # Autocast would round depth away.
-    with torch.autocast(image.device.type, enabled=False):
+    with full_precision(image):
         tall = torch.cat([weights @ image[..., used, :] for used, weights in _bands(across)], dim=-2)
         return torch.cat([tall[..., used] @ weights.T for used, weights in _bands(along)], dim=-1)
 

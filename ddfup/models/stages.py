@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ddfup.models.blocks import ChannelNorm, activation, add, conv
 from ddfup.models.layers import SpatialFilterBranch
+from ddfup.models.sampling import full_precision
 from ddfup.ops import ddf_up
 
 # Unit of the corrections in deviations of the depth: about the error that is left. In units of one deviation, a
@@ -62,7 +63,7 @@ class Stage(nn.Module):
     def _raise(self, depth: Tensor, x: Tensor, spatial: Tensor) -> Tensor:
         """Correct depth, (N, 1, H, W), and upsample it by 2."""
         k = self.kernel_size
-        with torch.autocast(depth.device.type, enabled=False):
+        with full_precision(depth):
             ones = depth.new_ones(depth.shape[0], 4, 1, k, k)
             depth = depth + RESIDUAL_UNIT * self.correct(x.to(depth.dtype))
             return ddf_up(depth, ones, spatial.to(depth.dtype), scale=2, kernel_size=k, padding="replicate")

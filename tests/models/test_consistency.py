@@ -36,6 +36,15 @@ def test_the_filters_are_those_of_the_degradations(kind, low):
     np.testing.assert_allclose(rows @ torch.from_numpy(image).double() @ columns.T, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["nearest", "area"])
+@pytest.mark.parametrize(("low", "high"), [(27, 208), (55, 424), (192, 1440), (7, 54), (480, 1440), (360, 1280)])
+def test_pixels_in_the_middle_or_on_a_border_are_where_they_are_in_float32_too(kind, low, high):
+    """Runtimes of exported networks may know the ratio in float32 only."""
+    like = torch.zeros(1, dtype=torch.float64)
+    exact, rounded = (shrinking(kind, 0, low, 0, high, r, like) for r in (high / low, float(np.float32(high / low))))
+    torch.testing.assert_close(rounded, exact)
+
+
 def correct(made, result, log_variance, measured, valid=None, origin=(0, 0), size=None):
     """Run the layer on arrays; ``size`` of the whole high resolution where the result is a part of it."""
     context = torch.zeros(1, 2, dtype=torch.float64)
