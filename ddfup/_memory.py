@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -22,11 +24,27 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was taken; not on other systems and C libraries.
     """
-    if sys.platform != "linux":
-        return False
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _function("mallopt")
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _HEAP_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+
+
+def return_freed_memory() -> bool:
+    """Give the system back what has been kept, for whoever wants to know how much the next call takes.
+
+    Returns:
+        Whether there was any; not on other systems and C libraries.
+    """
+    malloc_trim = _function("malloc_trim")
+    return bool(malloc_trim and malloc_trim(0))
+
+
+def _function(name: str) -> Callable[..., int] | None:
+    """A function of glibc, or None where there is none of the name."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    found: Any = getattr(ctypes.CDLL(None), name, None)
+    return found  # type: ignore[no-any-return]

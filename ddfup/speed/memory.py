@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ddfup._memory import return_freed_memory
+
 # From here on glibc takes memory from the system and gives it back at once; smaller pieces it may have kept.
 _SMALLEST_BYTES = 32 << 20
 
@@ -54,6 +56,7 @@ def peak_of(run: Callable[[], object], *, held: int, device: torch.device) -> in
         return held + torch.cuda.max_memory_allocated(device) - before
     # Garbage that Python drops in the middle of the call would hide as much of what the call takes.
     gc.collect()
+    return_freed_memory()
     if held < _SMALLEST_BYTES or (begin := forget_peak()) is None:
         return None
     run()
