@@ -168,6 +168,7 @@ def main() -> None:
             options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     show(content["rows"])
     if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         where = content["machine"]
         title = f"{content['model']}, ratio {RATIO} unless said, {where['processor']}, {where['cores']} cores"
         draw(content["rows"], title, options.out / "scaling.svg")

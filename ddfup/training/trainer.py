@@ -119,7 +119,8 @@ def tuning_error(network: nn.Module, frames: list[Frame], device: torch.device) 
             for frame in frames:
                 h, w = (length - length % factor for length in frame.depth.shape)
                 gt = frame.depth[:h, :w]
-                low = torch.from_numpy(degrade(gt, factor, kind))[None, None].to(device)
+                # A copy: what is degraded by Pillow must not be written to, which PyTorch warns of.
+                low = torch.tensor(degrade(gt, factor, kind))[None, None].to(device)
                 guide = torch.from_numpy(frame.guide[:h, :w]).to(device).permute(2, 0, 1)[None].float() / 255
                 with torch.no_grad():
                     prediction = network(low, guide, low > 0)[0, 0].cpu().numpy()
