@@ -18,8 +18,8 @@ _KEPT = 512 << 20
 def keep_freed_memory() -> bool:
     """Ask glibc not to return the memory of tensors to the system when they are freed.
 
-    As it is, large blocks come from the system anew every time, which clears them page by page: up to a third of the time
-    of a network on the CPU. The setting is the whole process's, so it is for programs to make, not for libraries.
+    As it is, large blocks come from the system anew every time, which clears them page by page: up to a third of the
+    time of a network on the CPU. The setting is the whole process's: for programs to make, not for libraries.
 
     Returns:
         Whether it was taken; not on other systems and C libraries.
