@@ -27,7 +27,11 @@ def resident_peak(process: int | str = "self") -> int | None:
 
 
 def forget_peak() -> int | None:
-    """Let `resident_peak` of this process begin anew; return what it holds now, in bytes, or None."""
+    """Let `resident_peak` of this process begin anew; return what it holds now, in bytes, or None.
+
+    Memory that the C library has kept goes back to the system first.
+    """
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -56,7 +60,6 @@ def peak_of(run: Callable[[], object], *, held: int, device: torch.device) -> in
         return held + torch.cuda.max_memory_allocated(device) - before
     # Garbage that Python drops in the middle of the call would hide as much of what the call takes.
     gc.collect()
-    return_freed_memory()
     if held < _SMALLEST_BYTES or (begin := forget_peak()) is None:
         return None
     run()
