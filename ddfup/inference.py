@@ -18,10 +18,10 @@ from ddfup.devices import find_device
 from ddfup.errors import ArgumentError, DeviceError, InputError
 from ddfup.ops import native
 from ddfup.sizes import check_sizes
-from ddfup.tiling import Tile, tiles
+from ddfup.tiling import Mosaic, Tile, tiles
 
 # Side of a tile: large enough that the halo costs little, small enough for some hundreds of megabytes.
-_TILE = {"cpu": 1536, "cuda": 2048}
+_TILE = {"cpu": 1024, "cuda": 2048}
 # Images up to this many pixels run whole: no halo is computed twice.
 _WHOLE_PIXELS = {"cpu": 3 << 20, "cuda": 8 << 20}
 # A tile below this side has more halo than content; running out of memory there is final.
@@ -212,7 +212,6 @@ class Upsampler:
             mean, std = (torch.full((1, 1, 1, 1), value, device=self._device) for value in _statistics(image))
             ratio = math.sqrt(height / low.shape[0] * width / low.shape[1])
             multiple, halo = network.tile_grid(ratio)
-            whole: Tensor | None = None
             # A tile that the halo of a large ratio would eat up grows rather than fails, unless the user set
             # its size.
             if side != self._tile:
@@ -227,15 +226,11 @@ class Upsampler:
             prepared = network.prepare(
                 depth, valid, size=(height, width), guide_mean=mean, guide_std=std, parts=parts()
             )
+            whole = Mosaic(height, width)
             for tile, part in parts():
                 top, left = tile.read[0], tile.read[2]
-                estimate = network.region(prepared, part, top, left)
-                if whole is None:
-                    whole = estimate.new_empty(*estimate.shape[:2], height, width)
-                t, b, lf, r = tile.own
-                whole[..., t:b, lf:r] = estimate[..., t - top : b - top, lf - left : r - left]
-            assert whole is not None
-            return self._to_numpy(network.finish(prepared, whole))
+                whole.put(tile, network.region(prepared, part, top, left))
+            return self._to_numpy(network.finish(prepared, whole.image))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype == torch.float32:

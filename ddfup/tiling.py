@@ -1,9 +1,12 @@
-"""Cutting a large image into overlapping tiles and putting the results together without seams."""
+"""Cutting a large image into overlapping tiles and putting their results together without seams."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 from ddfup.errors import ArgumentError
 
@@ -57,3 +60,57 @@ def tiles(height: int, width: int, *, size: int, halo: int, multiple: int) -> li
         for top, bottom, own_top, own_bottom in _spans(height, core, halo)
         for left, right, own_left, own_right in _spans(width, core, halo)
     ]
+
+
+class Mosaic:
+    """An image put together from the own parts of tiles.
+
+    Args:
+        height: In pixels.
+        width: In pixels.
+        cell: Side in pixels of what one value stands for.
+        multiple: Of ``cell``, which the tiles' offsets keep; at the lower and right border whole ones are held.
+        memory_format: Of the image.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        *,
+        cell: int = 1,
+        multiple: int = 1,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._size = height, width
+        self._cell, self._multiple = cell, multiple
+        self._memory_format = memory_format
+        self._image: Tensor | None = None
+
+    def put(self, tile: Tile, part: Tensor) -> None:
+        """Copy what a tile owns.
+
+        Args:
+            tile: Of this image.
+            part: (N, C, H', W'), one value per cell of what the tile reads.
+        """
+        if self._image is None:
+            shape = (*part.shape[:2], *(self._cells(side) for side in self._size))
+            self._image = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=self._memory_format)
+        top, _, left, _ = (self._cells(edge) for edge in tile.read)
+        t, b, lf, r = (self._cells(edge) for edge in tile.own)
+        self._image[..., t:b, lf:r] = part[..., t - top : b - top, lf - left : r - left]
+
+    @property
+    def image(self) -> Tensor:
+        """The image, (N, C, H, W) in cells; what no tile has given is undefined.
+
+        Raises:
+            ArgumentError: If there was no tile.
+        """
+        if self._image is None:
+            raise ArgumentError("tiles must cover the image; got none")
+        return self._image
+
+    def _cells(self, edge: int) -> int:
+        return -(-edge // self._multiple) * (self._multiple // self._cell)

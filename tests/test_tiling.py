@@ -1,12 +1,13 @@
-"""Tiles cover the image once, keep to the grid and read their halo."""
+"""Tiles cover the image once, keep to the grid and read their halo; put together they are the image."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddfup.errors import ArgumentError
-from ddfup.tiling import tiles
+from ddfup.tiling import Mosaic, tiles
 
 
 @settings(max_examples=150, deadline=None)
@@ -53,3 +54,35 @@ def test_a_tile_that_is_all_halo_is_refused():
         tiles(100, 100, size=39, halo=16, multiple=8)
     assert "--tile 96" in error.value.hint
     assert tiles(100, 100, size=40, halo=16, multiple=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    cell=st.sampled_from([1, 2, 4]),
+    steps=st.sampled_from([1, 2]),
+    halos=st.integers(0, 2),
+    cores=st.integers(1, 4),
+    last=st.booleans(),
+)
+def test_own_parts_put_together_are_the_image(height, width, cell, steps, halos, cores, last):
+    multiple = cell * steps
+    rows, columns = (-(-side // multiple) * steps for side in (height, width))
+    image = torch.arange(2.0 * rows * columns).view(1, 2, rows, columns)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    mosaic = Mosaic(height, width, cell=cell, multiple=multiple, memory_format=memory_format)
+    for tile in tiles(height, width, size=(2 * halos + cores) * multiple, halo=halos * multiple, multiple=multiple):
+        top, bottom, left, right = (-(-edge // multiple) * steps for edge in tile.read)
+        # What a tile has beyond its own part must not be taken.
+        part = image[..., top:bottom, left:right] + 0.5
+        t, b, lf, r = (-(-edge // multiple) * steps for edge in tile.own)
+        part[..., t - top : b - top, lf - left : r - left] -= 0.5
+        mosaic.put(tile, part)
+    assert torch.equal(mosaic.image, image)
+    assert mosaic.image.is_contiguous(memory_format=memory_format)
+
+
+def test_an_image_of_no_tiles_is_refused():
+    with pytest.raises(ArgumentError, match="tiles must cover the image; got none"):
+        _ = Mosaic(4, 5).image

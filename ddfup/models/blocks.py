@@ -63,6 +63,26 @@ def add(own: Tensor, other: Tensor) -> Tensor:
     return own + other if torch.is_grad_enabled() or own.dtype != other.dtype else own.add_(other)
 
 
+def add_pointwise(own: Tensor, x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Add what a 1 x 1 convolution makes of a tensor to another one.
+
+    Args:
+        own: (N, C', H, W), what nobody else reads: without gradients the sum is written there, and the product takes no
+            memory of its own, if the layout of the two allows it.
+        x: (N, C, H, W), stays as it is.
+        layer: From C to C' channels.
+    """
+    pixels = own.permute(0, 2, 3, 1)
+    tracked = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
+    if tracked or not pixels.is_contiguous():
+        return add(own, layer(x))
+    rows = pixels.view(-1, layer.out_channels)
+    rows.addmm_(x.permute(0, 2, 3, 1).reshape(-1, layer.in_channels), layer.weight.flatten(1).t())
+    if layer.bias is not None:
+        rows.add_(layer.bias)
+    return own
+
+
 class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of every pixel.
 

@@ -27,23 +27,29 @@ from ddfup.errors import ArgumentError
 from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, add, conv
 from ddfup.models.consistency import Consistency, reach
 from ddfup.models.context import ContextEncoder
+from ddfup.models.parts import Coarse, Prepared, Window
 from ddfup.models.sampling import (
     fill_holes,
     full_precision,
     image_statistics,
     normalize_depth,
     normalize_locally,
-    positions,
     sample_window,
 )
 from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage
-from ddfup.tiling import Tile
+from ddfup.tiling import Mosaic, Tile
 
 # The level from which on the whole trunk runs; every finer one has four times the pixels and half of the blocks.
 _FULL_TRUNK_LEVEL = 3
-# Levels from this one on are computed for the whole image at once, never in tiles: they hold a 64th of the pixels and
-# less, and would need halos of hundreds of pixels.
+# A trunk at this level or a coarser one, a 64th of the pixels and less, runs for the whole image at once, never in
+# tiles, which would need halos of hundreds of pixels.
 _WHOLE_LEVEL = 3
+# As far as this level the stages after such a trunk run for the whole image, too: what they compute is held, 12 bytes
+# a pixel of the guide, and the tiles that do the rest need a third of the halo.
+_TILE_LEVEL = 2
+# The guide's features at finer levels are kept from the first pass over the tiles for the second, which saves a tenth
+# of the time, up to so many pixels times channels: 44 megapixels of 24 channels, a gigabyte.
+_KEPT_VALUES = 1 << 30
 # Rows of a strip in which the estimates of tiles are compared with the measurement.
 _STRIP = 1024
 
@@ -91,92 +97,6 @@ def _pad(image: Tensor, multiple: int) -> Tensor:
 def _residual_blocks(channels: int, counts: tuple[int, ...], index: int) -> nn.Sequential:
     """As many residual blocks as a table says, whose last entry serves all further indices."""
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(counts[min(index, len(counts) - 1)])))
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """A part of the image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Coarse:
-    """The depth of an image, or of a part of it, upsampled to level 3 or to the trunk's own where that is finer.
-
-    Attributes:
-        features: (N, C, H', W').
-        depth: (N, 1, H', W') filtered on the way, locally normalised.
-        base: (N, 1, h', w') the same at the trunk's level, before any filter.
-        origin: Pixel where ``base`` begins, top and left.
-    """
-
-    features: Tensor
-    depth: Tensor
-    base: Tensor
-    origin: tuple[int, int]
-
-    def crop(self, top: int, left: int, height: int, width: int) -> Coarse:
-        """Cut features and depth, in their own pixels."""
-        part = (..., slice(top, top + height), slice(left, left + width))
-        return dataclasses.replace(self, features=self.features[part], depth=self.depth[part])
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What a network knows of the whole image before it looks at a part of it.
-
-    Attributes:
-        depth: (N, 1, h, w) normalised, holes filled.
-        local: (N, 1, h, w) the same, normalised within a window around every pixel.
-        deviation: (N, 1, h, w) of the windows, unit of ``local``.
-        valid: (N, 1, h, w) bool.
-        mean: (N, 1, 1, 1) of the valid depth.
-        std: (N, 1, 1, 1) of the valid depth.
-        guide_mean: (N, 1, 1, 1).
-        guide_std: (N, 1, 1, 1).
-        context: (N, channels).
-        ratio: High-resolution over low-resolution length, vertical and horizontal.
-        level: Of the trunk.
-        coarse: Of the whole image; None where it is left to the parts, and while it is not yet known.
-    """
-
-    depth: Tensor
-    local: Tensor
-    deviation: Tensor
-    valid: Tensor
-    mean: Tensor
-    std: Tensor
-    guide_mean: Tensor
-    guide_std: Tensor
-    context: Tensor
-    ratio: tuple[float, float]
-    level: int
-    coarse: Coarse | None = None
-
-    def sample(self, image: Tensor, window: Window, step: float, mode: str = "cubic") -> Tensor:
-        """Interpolate a low-resolution image in the middle of every cell of ``step`` pixels of a window."""
-        origin, size = (window.top, window.left), (window.height, window.width)
-        return sample_window(image, origin, size, self.ratio, step=step, mode=mode)
-
-    def phase(self, window: Window, step: float) -> Tensor:
-        """Say where the middles of the cells of ``step`` pixels lie between low-resolution pixels.
-
-        At ratios of 2, 4, 8 ... it is the same everywhere, at others not, and what interpolation has lost, and with it
-        the filter that brings it back, depends on it.
-
-        Returns:
-            (N, 4, H', W') cosine and sine, vertical and horizontal; 1 and 0 in the middle of a low-resolution pixel.
-        """
-        y = positions(window.top, round(window.height / step), step, self.ratio[0], self.local.device)
-        x = positions(window.left, round(window.width / step), step, self.ratio[1], self.local.device)
-        turns = [2 * math.pi * (place - place.round()).to(self.local.dtype) for place in (y, x)]
-        maps = [part[:, None].expand(-1, len(x)) for part in (turns[0].cos(), turns[0].sin())]
-        maps += [part.expand(len(y), -1) for part in (turns[1].cos(), turns[1].sin())]
-        return torch.stack(maps).expand(len(self.local), -1, -1, -1)
 
 
 class GuidedPyramid(nn.Module):
@@ -240,7 +160,7 @@ class GuidedPyramid(nn.Module):
     def tile_grid(self, ratio: float) -> tuple[int, int]:
         """Multiple that tile offsets keep, and the halo after which a tile's estimate equals the whole's, in pixels."""
         level = self.level(ratio)
-        top = min(level, _WHOLE_LEVEL)
+        top = self._tile_level(level)
         cell = 2**top
         tables = self.config.guide_blocks, self.config.stage_blocks
         # How far from a pixel the stages look, beginning with the head's two convolutions, and the guide's encoder.
@@ -260,6 +180,11 @@ class GuidedPyramid(nn.Module):
         # Tiles begin at whole cells; their pixels lie at different places within them.
         halo += cell
         return cell, -(-halo // cell) * cell
+
+    @staticmethod
+    def _tile_level(level: int) -> int:
+        """The level where tiles begin, given that of the trunk: its own where it runs in tiles as well."""
+        return level if level < _WHOLE_LEVEL else _TILE_LEVEL
 
     def _trunk_depth(self, level: int) -> int:
         halvings = max(0, _FULL_TRUNK_LEVEL - level)
@@ -292,18 +217,18 @@ class GuidedPyramid(nn.Module):
         prepared = self._describe(depth, valid, size, guide_mean, guide_std)
         if prepared.level < _WHOLE_LEVEL:
             return prepared
-        cell = 2**_WHOLE_LEVEL
-        features: Tensor | None = None
+        multiple = 2**_TILE_LEVEL
+        kept = len(depth) * size[0] * size[1] * self.config.guide_channels[0] <= _KEPT_VALUES
+        mosaics = {
+            level: Mosaic(*size, cell=2**level, multiple=multiple, memory_format=torch.channels_last)
+            for level in range(1 if kept else _TILE_LEVEL, _TILE_LEVEL + 1)
+        }
         for tile, part in parts:
-            encoded = self._encode(prepared, part)[-1]
-            if features is None:
-                features = encoded.new_empty(*encoded.shape[:2], -(-size[0] // cell), -(-size[1] // cell))
-            top, left = tile.read[0] // cell, tile.read[2] // cell
-            t, b, lf, r = (-(-edge // cell) for edge in tile.own)
-            features[..., t:b, lf:r] = encoded[..., t - top : b - top, lf - left : r - left]
-        if features is None:
-            raise ArgumentError("parts must cover the guide; got none")
-        return dataclasses.replace(prepared, coarse=self._coarse(prepared, features, 0, 0))
+            encoded = self._encode(prepared, part)
+            for level, mosaic in mosaics.items():
+                mosaic.put(tile, encoded[level])
+        *finer, last = (mosaic.image for mosaic in mosaics.values())
+        return dataclasses.replace(prepared, coarse=self._coarse(prepared, last, 0, 0), finer=tuple(finer))
 
     def region(self, prepared: Prepared, guide: Tensor, top: int = 0, left: int = 0) -> Tensor:
         """Upsample the part of the image that ``guide`` covers.
@@ -322,10 +247,13 @@ class GuidedPyramid(nn.Module):
             pyramid = self._encode(prepared, guide)
             coarse = self._coarse(prepared, pyramid.pop(), top, left)
         else:
-            pyramid = self._encode(prepared, guide, _WHOLE_LEVEL - 1)
-            cell = 2**_WHOLE_LEVEL
-            height, width = (-(-side // cell) for side in (part.height, part.width))
-            coarse = prepared.coarse.crop(top // cell, left // cell, height, width)
+            multiple = 2**_TILE_LEVEL
+            coarse = prepared.coarse.crop(part.index(multiple, multiple))
+            finer = [kept[part.index(2**level, multiple)] for level, kept in enumerate(prepared.finer, 1)]
+            if finer:
+                pyramid = [self._normalize(prepared, guide), *finer]
+            else:
+                pyramid = self._encode(prepared, guide, _TILE_LEVEL - 1)
         return self._upsample(prepared, coarse, pyramid, part)
 
     def finish(self, prepared: Prepared, estimate: Tensor) -> Tensor:
@@ -362,17 +290,22 @@ class GuidedPyramid(nn.Module):
         level = self.level(middle)
         return Prepared(filled, local, deviation, valid, mean, std, guide_mean, guide_std, context, ratio, level)
 
-    def _encode(self, prepared: Prepared, guide: Tensor, levels: int = _WHOLE_LEVEL) -> list[Tensor]:
-        """The normalised guide, padded to whole cells, and its features at levels 1, 2, ..., as far as tiles go.
+    def _normalize(self, prepared: Prepared, guide: Tensor) -> Tensor:
+        """The guide, (N, 3, H', W'), as the networks read it, padded to whole cells of the tiles."""
+        guide = (guide - prepared.guide_mean) / (prepared.guide_std + 0.05)
+        return _pad(guide, 2 ** self._tile_level(prepared.level))
+
+    def _encode(self, prepared: Prepared, guide: Tensor, last: int | None = None) -> list[Tensor]:
+        """The normalised guide and its features at levels 1, 2, ..., as far as tiles go.
 
         Args:
             prepared: Of the image.
             guide: (N, 3, H', W').
-            levels: The last level that is wanted.
+            last: The last level that is wanted; None: that where tiles begin.
         """
-        top = min(prepared.level, _WHOLE_LEVEL)
-        guide = _pad((guide - prepared.guide_mean) / (prepared.guide_std + 0.05), 2**top)
-        return [guide, *self._deepen(F.pixel_unshuffle(guide, 2), 0, min(top, levels))]
+        guide = self._normalize(prepared, guide)
+        last = self._tile_level(prepared.level) if last is None else last
+        return [guide, *self._deepen(F.pixel_unshuffle(guide, 2), 0, last)]
 
     def _deepen(self, x: Tensor, first: int, last: int) -> list[Tensor]:
         """From the guide at level ``first`` (0: packed 2 x 2) to its features at the next levels up to ``last``."""
@@ -393,7 +326,7 @@ class GuidedPyramid(nn.Module):
             top: Offset in pixels.
             left: Likewise.
         """
-        level, bottom = prepared.level, min(prepared.level, _WHOLE_LEVEL)
+        level, bottom = prepared.level, self._tile_level(prepared.level)
         cell = 2**level
         pyramid = [_pad(guide, 2 ** (level - bottom))]
         pyramid += self._deepen(pyramid[0], bottom, level)
@@ -411,7 +344,7 @@ class GuidedPyramid(nn.Module):
         for i in range(level - 1, bottom - 1, -1):
             x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i - bottom], prepared.context)
         height, width = guide.shape[-2:]
-        return Coarse(x, depth, base, (top, left)).crop(0, 0, height, width)
+        return Coarse(x, depth, base, (top, left)).crop((..., slice(height), slice(width)))
 
     def _upsample(self, prepared: Prepared, coarse: Coarse, pyramid: list[Tensor], part: Window) -> Tensor:
         """Run the stages of the fine levels and the head.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ddfup.models.blocks import ChannelNorm, activation, add, conv
+from ddfup.models.blocks import ChannelNorm, activation, add, add_pointwise, conv
 from ddfup.models.layers import SpatialFilterBranch
 from ddfup.models.sampling import full_precision
 from ddfup.ops import ddf_up
@@ -124,4 +124,4 @@ class UpStage(Stage):
         k = self.kernel_size
         channel_filter = 1 + self.channel(context).view(-1, 4, self.cout, k, k)
         up = ddf_up(self.reduce(x), channel_filter, spatial, scale=2, kernel_size=k, padding="replicate")
-        return activation(add(self.guide(guide), up)), self._raise(depth, x, spatial)
+        return activation(add_pointwise(up, guide, self.guide)), self._raise(depth, x, spatial)

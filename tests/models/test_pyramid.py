@@ -6,8 +6,10 @@ import pytest
 import torch
 from networks import TINY_PYRAMID, pair, tiny_pyramid
 
+from ddfup.errors import ArgumentError
 from ddfup.models import pyramid
-from ddfup.models.pyramid import GuidedPyramid, Window
+from ddfup.models.parts import Window
+from ddfup.models.pyramid import GuidedPyramid
 from ddfup.models.sampling import fill_holes, positions, sample_rows_columns
 from ddfup.tiling import tiles
 
@@ -152,9 +154,10 @@ def test_the_phase_says_where_a_cell_lies_in_its_low_resolution_pixel(low, high)
         ((3, 60), (48, 960)),
     ],
 )
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "twice"])
 @NETWORKS
 @torch.no_grad()
-def test_tiles_equal_the_whole(low, high, changes, monkeypatch):
+def test_tiles_equal_the_whole(low, high, changes, kept, monkeypatch):
     network = tiny_pyramid(**changes)
     depth, guide = pair(low, high)
     valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.1
@@ -181,10 +184,20 @@ def test_tiles_equal_the_whole(low, high, changes, monkeypatch):
 
     # Several strips, too.
     monkeypatch.setattr(pyramid, "_STRIP", 1)
+    monkeypatch.setattr(pyramid, "_KEPT_VALUES", math.prod(high) * network.config.guide_channels[0] - (not kept))
     assert len(tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple)) > 1
     torch.testing.assert_close(tiled(halo), whole, atol=1e-4 * span(depth), rtol=0)
     # And without the halo it would: the comparison can fail.
     assert (tiled(0) - whole).abs().max() > 1e-3 * span(depth)
+
+
+@torch.no_grad()
+def test_tiles_must_be_given_where_the_guide_is_encoded_beforehand():
+    network = tiny_pyramid()
+    depth, guide = pair((6, 8), (48, 64))
+    std, mean = torch.std_mean(guide, dim=(1, 2, 3), keepdim=True, correction=0)
+    with pytest.raises(ArgumentError, match="tiles must cover the image; got none"):
+        network.prepare(depth, depth > 0, size=(48, 64), guide_mean=mean, guide_std=std, parts=[])
 
 
 def test_gradients_reach_every_parameter_over_the_ratios():
