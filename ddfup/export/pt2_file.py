@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -52,7 +54,8 @@ def make(program: ExportedProgram, metadata: Mapping[str, str], *, compiled: boo
 
             settings = {"aot_inductor.metadata": dict(metadata)}
             try:
-                aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+                with _unknown_ranges():
+                    aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
             # The compiler, its wrapper and PyTorch have exceptions of their own.
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -62,6 +65,29 @@ def make(program: ExportedProgram, metadata: Mapping[str, str], *, compiled: boo
         else:
             torch.export.save(program, path, extra_files={_METADATA: json.dumps(dict(metadata))})
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _unknown_ranges() -> Iterator[None]:
+    """Let PyTorch's compiler go on where it does not know the range of an index.
+
+    While it simplifies indices through nested views, as of pixel shuffles, it forgets the ranges of its loops and
+    fails an assertion (https://github.com/pytorch/pytorch/issues/187337). That nothing is known is a right answer.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    evaluate = ShapeEnv._maybe_evaluate_static
+
+    def unless_unknown(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return evaluate(*args, **kwargs)
+        except AssertionError as error:
+            if "vr must not be None" not in str(error):
+                raise
+            return None
+
+    with mock.patch.object(ShapeEnv, "_maybe_evaluate_static", unless_unknown):
+        yield
 
 
 def load(path: Path, *, compiled: bool) -> Callable[[Inputs], Tensor]:

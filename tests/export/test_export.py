@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from networks import tiny_ddfupnet, tiny_pyramid
+from networks import pair, tiny_ddfupnet, tiny_pyramid
 
 from ddfup import cli, models
 from ddfup.errors import ExportError, InputError
@@ -123,6 +123,46 @@ def test_a_program_serves_all_sizes_and_ratios(folder):
         torch.testing.assert_close(module(*case.inputs()), network(*case.inputs()), rtol=0, atol=3e-5)
     read = files.read(path)
     assert read.content == "program" and read.metadata["weights_sha256"] == models.read_info(weights).sha256
+
+
+@pytest.mark.skipif(not pt2_file.has_compiler(), reason="no C++ compiler")
+def test_compiled_code_gives_what_the_network_gives(tmp_path):
+    # Three levels of pixel shuffles, which PyTorch's compiler stumbles over, and little else, since it takes its time.
+    network = tiny_pyramid(trunk_blocks=1, stage_blocks=(0,), guide_blocks=(0,))
+    weights, path = tmp_path / "tiny.safetensors", tmp_path / "tiny.pt2"
+    models.save_weights(weights, network, architecture="pyramid", name="tiny", description="a test")
+    settings = export_run.Settings("pt2", weights, guide=(48, 36), depth=(12, 9), content="compiled")
+    export_run.write(path, export_run.export(settings))
+    # As a user loads it, without this package.
+    package = torch._inductor.aoti_load_package(str(path))
+    depth, guide = pair((9, 12), (36, 48), seed=5)
+    valid = torch.rand(depth.shape, generator=torch.Generator().manual_seed(1)) > 0.1
+    found = package(depth, guide, valid)
+    found = found if isinstance(found, torch.Tensor) else found[0]
+    with torch.no_grad():
+        expected = network(depth, guide, valid)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(depth.max() - depth.min()))
+    read = files.read(path)
+    assert read.content == "compiled" and read.metadata["guide_size"] == "48x36"
+
+
+def test_only_unknown_ranges_are_passed_over_while_compiling(monkeypatch):
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    def fail(message):
+        def evaluate(self, expression):
+            raise AssertionError(message)
+
+        monkeypatch.setattr(ShapeEnv, "_maybe_evaluate_static", evaluate)
+
+    fail("vr must not be None for symbol q0")
+    with pt2_file._unknown_ranges():
+        assert ShapeEnv()._maybe_evaluate_static(1) is None
+    fail("something else")
+    with pt2_file._unknown_ranges(), pytest.raises(AssertionError, match="something else"):
+        ShapeEnv()._maybe_evaluate_static(1)
+    with pytest.raises(AssertionError):
+        ShapeEnv()._maybe_evaluate_static(1)
 
 
 def test_the_op_is_not_in_a_program(folder):
