@@ -31,7 +31,7 @@ MEGAPIXELS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 RATIOS = (1, 2, 4, 8, 16, 32)
 SERIES = ("pixels", "ratio", "threads")
 # From here on one run is long enough to be trusted, and no more can be waited for.
-_LARGE = 2.0
+_LARGE = 5.0
 
 
 def size_of(megapixels: float) -> tuple[int, int]:
@@ -167,6 +167,9 @@ def main() -> None:
         if options.json:
             options.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     show(content["rows"])
+    missing = [name for name in SERIES if all(row["series"] != name for row in content["rows"])]
+    if options.out and missing:
+        parser.exit(2, f"the plot must have every series; missing: {', '.join(missing)} (measure into the same --json)\n")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         where = content["machine"]

@@ -24,7 +24,10 @@ class Tile:
     own: tuple[int, int, int, int]
 
 
-def _spans(length: int, core: int, halo: int) -> Iterator[tuple[int, int, int, int]]:
+def _spans(length: int, core: int, halo: int, multiple: int) -> Iterator[tuple[int, int, int, int]]:
+    # As few tiles as possible, and these alike: the CPU's convolutions are compiled anew for every size.
+    count = -(-length // core)
+    core = -(-length // (count * multiple)) * multiple
     for begin in range(0, length, core):
         end = min(length, begin + core)
         yield max(0, begin - halo), min(length, end + halo), begin, end
@@ -57,8 +60,8 @@ def tiles(height: int, width: int, *, size: int, halo: int, multiple: int) -> li
         )
     return [
         Tile((top, bottom, left, right), (own_top, own_bottom, own_left, own_right))
-        for top, bottom, own_top, own_bottom in _spans(height, core, halo)
-        for left, right, own_left, own_right in _spans(width, core, halo)
+        for top, bottom, own_top, own_bottom in _spans(height, core, halo, multiple)
+        for left, right, own_left, own_right in _spans(width, core, halo, multiple)
     ]
 
 

@@ -49,6 +49,18 @@ def test_tiles_come_row_by_row():
     assert corners == [(0, 0), (0, 12), (12, 0), (12, 12)]
 
 
+def test_tiles_are_as_few_as_possible_and_alike():
+    # Cores of 88 would make 88 and 12 columns of 100.
+    grid = tiles(100, 200, size=104, halo=8, multiple=4)
+    assert {(tile.own[1] - tile.own[0], tile.own[3] - tile.own[2]) for tile in grid} == {
+        (52, 68),
+        (52, 64),
+        (48, 68),
+        (48, 64),
+    }
+    assert len(grid) == 2 * 3
+
+
 def test_a_tile_that_is_all_halo_is_refused():
     with pytest.raises(ArgumentError, match="tile must be larger than twice the overlap of 16 pixels; got 39") as error:
         tiles(100, 100, size=39, halo=16, multiple=8)
