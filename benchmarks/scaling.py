@@ -169,7 +169,9 @@ def main() -> None:
     show(content["rows"])
     missing = [name for name in SERIES if all(row["series"] != name for row in content["rows"])]
     if options.out and missing:
-        parser.exit(2, f"the plot must have every series; missing: {', '.join(missing)} (measure into the same --json)\n")
+        parser.exit(
+            2, f"the plot must have every series; missing: {', '.join(missing)} (measure into the same --json)\n"
+        )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         where = content["machine"]
