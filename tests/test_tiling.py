@@ -50,7 +50,7 @@ def test_tiles_come_row_by_row():
 
 
 def test_tiles_are_as_few_as_possible_and_alike():
-    # Cores of 88 would make 88 and 12 columns of 100.
+    # Cores of 88, the largest that fit, would make rows of 88 and 12, and columns of 88, 88 and 24.
     grid = tiles(100, 200, size=104, halo=8, multiple=4)
     assert {(tile.own[1] - tile.own[0], tile.own[3] - tile.own[2]) for tile in grid} == {
         (52, 68),

@@ -30,7 +30,6 @@ def check(layer, x, own):
             result = add_pointwise(own.clone(memory_format=torch.preserve_format), x, layer)
         torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=0)
         assert torch.equal(x, before)
-    return expected
 
 
 @LAYOUTS
@@ -53,7 +52,9 @@ def test_the_sum_is_written_where_it_was_allowed():
 def test_nothing_is_overwritten_while_gradients_are_kept():
     layer, own, x = randomize(conv(3, 4, 1)), image(4, torch.channels_last), image(3, torch.channels_last)
     before = own.clone()
-    add_pointwise(own, x, layer), add(own, own), activation(own)
+    add_pointwise(own, x, layer)
+    add(own, own)
+    activation(own)
     assert torch.equal(own, before)
     # And they are right: of a sum over outputs they are ones, and sums over pixels.
     own.requires_grad_()
