@@ -22,8 +22,8 @@ from ddfup.tiling import Mosaic, Tile, tiles
 
 # Side of a tile: large enough that the halo costs little, small enough for some hundreds of megabytes.
 _TILE = {"cpu": 1280, "cuda": 2048}
-# Images up to this many pixels run whole: no halo is computed twice. Larger ones would take twice the memory, on the CPU
-# new memory at first, which costs more time than the halo.
+# Images up to this many pixels run whole: no halo is computed twice. Larger ones would take twice the memory, on the
+# CPU new memory at first, which costs more time than the halo.
 _WHOLE_PIXELS = {"cpu": 1280 * 1280, "cuda": 8 << 20}
 # A tile below this side has more halo than content; running out of memory there is final.
 _SMALLEST_TILE = 512
