@@ -1,12 +1,13 @@
 // Rows of numbers for the CPU kernels: vectors of the machine's width, conversion of half types, copies with a step.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 #include <utility>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -51,6 +52,32 @@ DDFUP_INLINE void store(A* to, Vec<A> value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
+// Stores a vector, on a multiple of its size, past the caches: lines that are written whole need not be read first.
+template <typename A>
+DDFUP_INLINE void stream(A* to, Vec<A> value) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), reinterpret_cast<__m512i>(value));
+#elif defined(__AVX__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(value));
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(value));
+#else
+  store(to, value);
+#endif
+}
+
+// To be called by a thread that has streamed, before another may read.
+DDFUP_INLINE void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename A>
+DDFUP_INLINE bool can_stream(const A* to) {
+  return reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0;
+}
+
 template <typename A>
 DDFUP_INLINE A lane_sum(Vec<A> value) {
   A sum = 0;
@@ -68,6 +95,12 @@ template <typename A, size_t... I>
 DDFUP_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
   constexpr size_t half = sizeof...(I) / 2;
   return __builtin_shufflevector(a, b, (I % 2 ? kLanes<A> + half + I / 2 : half + I / 2)...);
+}
+
+// The vector that begins at lane V of two neighbouring ones.
+template <int V, typename A, size_t... I>
+DDFUP_INLINE Vec<A> joined(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (V + I)...);
 }
 
 // Transposes a square of numbers in registers: log2(lanes) perfect shuffles of its rows.
@@ -243,6 +276,31 @@ DDFUP_INLINE void store_run(const A* __restrict__ from, T* __restrict__ to, int6
     for (int64_t x = done; x < count; ++x) narrow(from[x], to[x]);
   } else {
     for (int64_t x = 0; x < count; ++x) narrow(from[x], to[x * step]);
+  }
+}
+
+// The same for consecutive numbers, past the caches.
+template <typename T, typename A>
+DDFUP_INLINE void stream_run(const A* from, T* to, int64_t count) {
+  constexpr int64_t kPiece = 256, L = kVectorBytes / static_cast<int64_t>(sizeof(T));
+  T stored[kPiece];
+  for (int64_t done = 0; done < count; done += kPiece) {
+    const int64_t piece = std::min(kPiece, count - done);
+    const T* numbers = stored;
+    if constexpr (std::is_same_v<T, A>)
+      numbers = from + done;
+    else
+      store_run(from + done, stored, 1, piece);
+    T* const target = to + done;
+    int64_t x = 0;
+    for (; x < piece && !can_stream(target + x); ++x) target[x] = numbers[x];
+    for (; x + L <= piece; x += L) {
+      typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes)));
+      Bytes bytes;
+      std::memcpy(&bytes, numbers + x, sizeof(bytes));
+      stream(reinterpret_cast<uint8_t*>(target + x), bytes);
+    }
+    for (; x < piece; ++x) target[x] = numbers[x];
   }
 }
 

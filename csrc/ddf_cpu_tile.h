@@ -12,6 +12,8 @@
 
 namespace ddfup {
 
+template <typename T>
+constexpr int64_t kSize = sizeof(T);
 constexpr int64_t kAlign = 16;  // elements; tile widths are multiples, so that vectors only overhang the last tile
 constexpr int64_t kChannelGroup = 16;  // channels-last tensors are read and written this many channels at a time
 
@@ -137,7 +139,7 @@ void store_pixels(const A* from, int64_t from_step, int64_t channels, int64_t co
 template <typename T>
 DDFUP_INLINE void prefetch_rows(const T* plane, const Strides& strides, int64_t y0, int64_t y1, int64_t x0,
                                 int64_t x1) {
-  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  constexpr int64_t line = 64 / kSize<T>;
   for (int64_t y = y0; y < y1; ++y)
     for (int64_t x = x0; x < x1; x += line) __builtin_prefetch(plane + y * strides.y + x, 0, 2);
 }
