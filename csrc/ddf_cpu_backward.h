@@ -34,11 +34,16 @@ struct Backward {
   int64_t taps, positions, per_head;
   BackwardRows<A> rows;
   Cuts across, down;
-  int64_t pitch, group, halo_rows, region_pitch;
+  int64_t pitch, halo_rows, region_pitch;
   FeatureTile tile;
+  int64_t group;  // channels per tile
+  int64_t chunk;  // columns per piece of a row
 
-  // Tiles whose filters and their gradients stay in the second-level cache, and whose halo is not most of them.
-  static constexpr int64_t kTileBytes = 512 * 1024;
+  // Tiles whose filters and their gradients nearly stay in the second-level cache, and whose halo is not most of them.
+  static constexpr int64_t kTileBytes = 1024 * 1024;
+  // A group of channels keeps what it needs there, a piece of a row its filters in the first-level cache.
+  static constexpr int64_t kGroupBytes = 256 * 1024;
+  static constexpr int64_t kChunkBytes = 24 * 1024;
   static int64_t column_bytes(const Problem& p) {
     return p.scale * p.scale * p.kernel_size * p.kernel_size * static_cast<int64_t>(sizeof(A));
   }
@@ -80,11 +85,30 @@ struct Backward {
         across(p.grid_width, columns_per_tile(p), kAlign),
         down(p.grid_height, rows_per_tile(p, across), 1),
         pitch(pitch_for(p, across, rows.unit)),
-        group(fs.c == 1 && fs.x != 1 ? std::min(kChannelGroup, per_head) : 1),
         halo_rows(down.step + 2 * ((p.kernel_size - 1) * p.dilation / p.stride) + 4),
-        region_pitch(round_up(across.step * p.stride + (p.kernel_size - 1) * p.dilation, kAlign) + kAlign),
-        tile(p, down.step, pitch) {}
+        region_pitch(region_lead() + round_up(across.step * p.stride + (p.kernel_size - 1) * p.dilation, kAlign) +
+                     kAlign),
+        tile(p, down.step, pitch),
+        group(group_for()),
+        chunk(std::max<int64_t>(1, kChunkBytes / (taps * kSize<A>) / (2 * kAlign)) * 2 * kAlign) {}
 
+  static bool channels_last(const Strides& strides) { return strides.c == 1 && strides.x != 1; }
+  // Unit kernels work on several channels, so that these share what a piece of a row has of the filters.
+  int64_t group_for() const {
+    if (channels_last(fs)) return std::min(kChannelGroup, per_head);
+    if (!rows.unit) return 1;
+    const int64_t rows_seen = down.step + p.kernel_size - 1;
+    const int64_t bytes = (positions * rows_seen * pitch + tile.size() + down.step * region_pitch) * kSize<A>;
+    return Cuts(per_head, std::max<int64_t>(2, kGroupBytes / bytes), 1).step;
+  }
+
+  // Where packed rows of grid points and the rows of owned features begin: for unit kernels so that a tile's first
+  // column is on a multiple of a vector in both.
+  int64_t base(const Owned& ox, int64_t x0) const { return rows.unit ? x0 - kLead : ox.grid_begin; }
+  int64_t region_lead() const { return rows.unit ? kAlign : 0; }
+  int64_t region_base(const Owned& ox, int64_t x0) const { return rows.unit ? x0 - region_lead() : ox.begin; }
+
+  int64_t region_size() const { return region_rows() * region_pitch; }
   int64_t region_rows() const { return down.step * p.stride + (p.kernel_size - 1) * p.dilation; }
 
   // Scratch memory of one thread.
@@ -99,59 +123,64 @@ struct Backward {
           grads(b.group * b.positions * b.halo_rows * b.pitch),
           region(b.grad_features ? b.group * b.region_rows() * b.region_pitch : 0),
           line(b.pitch),
-          numbers(2 * b.positions * b.taps),
-          sums(new Vec<A>[static_cast<size_t>(b.positions * b.taps)]),
+          numbers((b.group + 1) * b.positions * b.taps),
+          sums(new Vec<A>[static_cast<size_t>(b.group * b.positions * b.taps)]),
           windows_of(new const A*[static_cast<size_t>(b.taps)]),
           grads_of(new const A*[static_cast<size_t>(b.taps)]),
           spatials_of(new const A*[static_cast<size_t>(b.taps)]) {}
   };
 
-  // How much of a row is read: vectors overhang the tile by less than kAlign.
-  int64_t used(const Owned& ox) const {
-    return std::min(pitch, round_up(ox.grid_end - ox.grid_begin, kAlign) + kAlign);
+  // How much of a packed row is read: vectors overhang the tile by less than two.
+  int64_t used(const Owned& ox, int64_t x0) const {
+    return std::min(pitch, round_up(ox.grid_end - base(ox, x0), kAlign) + kAlign);
   }
 
-  // The spatial filters and output gradients of the grid points in `oy` x `ox`; zeros outside the grid.
-  void pack_filters(int64_t n, int64_t head, const Owned& oy, const Owned& ox, A* to) const {
+  // The spatial filters of the grid points in `oy` x `ox`; zeros outside the grid.
+  void pack_filters(int64_t n, int64_t head, const Owned& oy, const Owned& ox, int64_t x0, A* to) const {
     const int64_t left = std::max<int64_t>(ox.grid_begin, 0), right = std::min(ox.grid_end, p.grid_width);
+    const int64_t before = left - base(ox, x0), filled = used(ox, x0);
     for (int64_t y = oy.grid_begin; y < oy.grid_end; ++y)
       for (int64_t position = 0; position < positions; ++position)
         for (int64_t k = 0; k < taps; ++k, to += pitch) {
           if (y < 0 || y >= p.grid_height) {
-            fill_run(to, A(0), used(ox));
+            fill_run(to, A(0), filled);
             continue;
           }
           const int64_t plane = (position * p.heads + head) * taps + k;
-          fill_run(to, A(0), left - ox.grid_begin);
-          load_run(spatial + n * ss.n + plane * ss.c + y * ss.y + left * ss.x, ss.x, to + left - ox.grid_begin,
-                   right - left);
-          fill_run(to + right - ox.grid_begin, A(0), used(ox) - (right - ox.grid_begin));
+          const T* const from = spatial + n * ss.n + plane * ss.c;
+          if (ss.x == 1 && plane + kAhead < positions * p.heads * taps)
+            prefetch_rows(from + kAhead * ss.c, ss, y, y + 1, left, right);
+          fill_run(to, A(0), before);
+          load_run(from + y * ss.y + left * ss.x, ss.x, to + before, right - left);
+          fill_run(to + before + right - left, A(0), filled - before - (right - left));
         }
   }
 
-  void fill_grads(int64_t n, int64_t c, int64_t count, const Owned& oy, const Owned& ox, A* to) const {
+  // The output gradients there, of `count` channels.
+  void fill_grads(int64_t n, int64_t c, int64_t count, const Owned& oy, const Owned& ox, int64_t x0, A* to) const {
     const int64_t left = std::max<int64_t>(ox.grid_begin, 0), right = std::min(ox.grid_end, p.grid_width);
+    const int64_t before = left - base(ox, x0), filled = used(ox, x0);
     const int64_t channel_size = positions * halo_rows * pitch;
     for (int64_t position = 0; position < positions; ++position)
       for (int64_t y = oy.grid_begin; y < oy.grid_end; ++y) {
         A* row = to + (position * halo_rows + y - oy.grid_begin) * pitch;
         if (y < 0 || y >= p.grid_height) {
-          for (int64_t q = 0; q < count; ++q) fill_run(row + q * channel_size, A(0), used(ox));
+          for (int64_t q = 0; q < count; ++q) fill_run(row + q * channel_size, A(0), filled);
           continue;
         }
         const T* from = grad + n * gs.n + c * gs.c + (y * p.scale + position / p.scale) * gs.y +
                         (left * p.scale + position % p.scale) * gs.x;
         for (int64_t q = 0; q < count; ++q) {
-          fill_run(row + q * channel_size, A(0), left - ox.grid_begin);
-          fill_run(row + q * channel_size + right - ox.grid_begin, A(0), used(ox) - (right - ox.grid_begin));
+          fill_run(row + q * channel_size, A(0), before);
+          fill_run(row + q * channel_size + before + right - left, A(0), filled - before - (right - left));
         }
-        load_pixels(from, p.scale * gs.x, gs.c, right - left, count, row + left - ox.grid_begin, channel_size);
+        load_pixels(from, p.scale * gs.x, gs.c, right - left, count, row + before, channel_size);
       }
   }
 
   // Asks for what the next channel's tile will read.
-  void prefetch_next(int64_t n, int64_t c, const Owned& oy, const Owned& ox, int64_t y0, int64_t y1, int64_t x0,
-                     int64_t x1) const {
+  DDFUP_INLINE void prefetch_next(int64_t n, int64_t c, const Owned& oy, const Owned& ox, int64_t y0, int64_t y1,
+                                  int64_t x0, int64_t x1) const {
     if (gs.x == 1)
       prefetch_rows(grad + n * gs.n + c * gs.c, gs, std::max<int64_t>(oy.grid_begin, 0) * p.scale,
                     std::min(oy.grid_end, p.grid_height) * p.scale, std::max<int64_t>(ox.grid_begin, 0) * p.scale,
@@ -162,58 +191,108 @@ struct Backward {
                     std::min(x1 * p.stride, p.width));
   }
 
-  // Adds what one channel's tile gives to the gradients of both filters.
-  void filter_grads(const Memory& m, const A* window, const A* grads, const A* numbers, int64_t y0, int64_t y1,
-                    int64_t x0, int64_t columns, const Owned& oy, const Owned& ox) const {
-    FilterGradRow<A> row;
+  // The output gradients and features of a tile's channels from `first` on.
+  void fill_channels(const Memory& m, int64_t n, int64_t first, int64_t count, const Owned& oy, const Owned& ox,
+                     int64_t y0, int64_t y1, int64_t x0, int64_t x1) const {
+    const int64_t together = channels_last(fs) ? count : 1;
+    for (int64_t q = 0; q < count; q += together) {
+      if (together == 1 && (first + q + 1) % per_head != 0) prefetch_next(n, first + q + 1, oy, ox, y0, y1, x0, x1);
+      fill_grads(n, first + q, together, oy, ox, x0, m.grads.get() + q * positions * halo_rows * pitch);
+      if (grad_channel || grad_spatial)
+        fill_features(p, tile, features + n * fs.n + (first + q) * fs.c, fs, together, y0, y1 - y0, x0, x1 - x0,
+                      m.windows.get() + q * tile.size());
+    }
+    for (int64_t q = 0; q < count; ++q)
+      for (int64_t position = 0; position < positions; ++position)
+        load_run(channel + ((n * positions + position) * p.channels + first + q) * taps, 1,
+                 m.numbers.get() + (q * positions + position) * taps, taps);
+  }
+
+  // Adds what some channels' tiles give to the gradients of both filters.
+  void filter_grads(const Memory& m, int64_t count, int64_t y0, int64_t y1, int64_t x0, int64_t columns,
+                    const Owned& oy, const Owned& ox) const {
+    FilterGradRow<A> row{};
     row.taps = taps;
     row.pitch = pitch;
-    row.count = columns;
+    row.channels = count;
+    row.grad_step = positions * halo_rows * pitch;
+    row.window_step = tile.size();
+    row.channel_step = row.sums_step = positions * taps;
     row.windows = m.windows_of.get();
-    for (int64_t y = y0; y < y1; ++y) {
-      for (int64_t k = 0; k < taps; ++k)
-        m.windows_of[k] = window + tile.row(y - y0, k / p.kernel_size) + tile.column(k % p.kernel_size);
+    for (int64_t y = y0; y < y1; ++y)
       for (int64_t position = 0; position < positions; ++position) {
-        row.grad = grads + (position * halo_rows + y - oy.grid_begin) * pitch + x0 - ox.grid_begin;
-        row.spatial =
-            m.filters.get() + ((y - oy.grid_begin) * positions + position) * taps * pitch + x0 - ox.grid_begin;
-        row.channel = numbers + position * taps;
-        row.grad_spatial = m.grad_filters.get() + ((y - y0) * positions + position) * taps * pitch;
+        const int64_t grid_row = y - oy.grid_begin, column = x0 - base(ox, x0);
+        const A* const grad_row = m.grads.get() + (position * halo_rows + grid_row) * pitch + column;
+        const A* const spatial_row = m.filters.get() + (grid_row * positions + position) * taps * pitch + column;
+        A* const grad_spatial_row = m.grad_filters.get() + ((y - y0) * positions + position) * taps * pitch;
+        row.channel = m.numbers.get() + position * taps;
         row.grad_channel = m.sums.get() + position * taps;
-        rows.filters(row);
+        if (rows.unit) {
+          for (int64_t x = 0; x < columns; x += chunk) {
+            row.grad = grad_row + x;
+            row.window = m.windows.get() + tile.row(y - y0, 0) + x;
+            row.spatial = spatial_row + x;
+            row.grad_spatial = grad_spatial_row + x;
+            row.count = std::min(chunk, columns - x);
+            rows.filters(row);
+          }
+          continue;
+        }
+        row.spatial = spatial_row;
+        row.grad_spatial = grad_spatial_row;
+        row.count = columns;
+        for (int64_t q = 0; q < count; ++q) {
+          for (int64_t k = 0; k < taps; ++k)
+            m.windows_of[k] = m.windows.get() + q * tile.size() + tile.row(y - y0, k / p.kernel_size) +
+                              tile.column(k % p.kernel_size);
+          row.grad = grad_row + q * row.grad_step;
+          rows.filters(row);
+          row.channel += row.channel_step;
+          row.grad_channel += row.sums_step;
+        }
       }
+  }
+
+  // Gathers the gradients of the owned features of some channels.
+  void feature_grads(const Memory& m, int64_t count, int64_t x0, const Owned& oy, const Owned& ox) const {
+    const int64_t margin = p.kernel_size / 2 * p.dilation;
+    // From the tile's first column on, or a vector before, where there are owned features.
+    const int64_t start = ox.begin < x0 ? x0 - kAlign : x0, columns = ox.end - start;
+    FeatureGradRow<A> row{};
+    row.spatial_row = positions * taps * pitch;
+    for (int64_t y = oy.begin; y < oy.end; ++y) {
+      A* const target = m.region.get() + (y - oy.begin) * region_pitch + start - region_base(ox, x0);
+      for (int64_t q = 0; q < count; ++q) fill_run(target + q * region_size(), A(0), round_up(columns, kAlign));
+      const int64_t top = y + margin - oy.grid_begin, left = start - base(ox, x0);
+      for (int64_t position = 0; position < positions; ++position)
+        for (int64_t x = 0; x < columns; x += chunk) {
+          row.count = std::min(chunk, columns - x);
+          row.spatial = m.filters.get() + (top * positions + position) * taps * pitch + left + x;
+          for (int64_t q = 0; q < count; ++q) {
+            row.grad = m.grads.get() + ((q * positions + position) * halo_rows + top) * pitch + left + x;
+            row.channel = m.numbers.get() + (q * positions + position) * taps;
+            row.out = target + q * region_size() + x;
+            rows.features(row);
+          }
+        }
     }
   }
 
-  // Gathers one channel's gradient of the owned features.
-  void feature_grads(const Memory& m, const A* grads, A* numbers, A* region, const Owned& oy, const Owned& ox) const {
+  // The same for one channel with any stride and dilation.
+  void feature_grads_generic(const Memory& m, const A* grads, const A* numbers, A* region, const Owned& oy,
+                             const Owned& ox) const {
     const int64_t margin = p.kernel_size / 2 * p.dilation;
-    FeatureGradRow<A> row;
+    A* const chosen = m.numbers.get() + group * positions * taps;
+    FeatureGradRow<A> row{};
+    row.grads = m.grads_of.get();
+    row.spatials = m.spatials_of.get();
+    row.channel = chosen;
+    row.out = m.line.get();
     for (int64_t y = oy.begin; y < oy.end; ++y) {
       A* target = region + (y - oy.begin) * region_pitch;
-      if (rows.unit) {
-        fill_run(target, A(0), round_up(ox.end - ox.begin, kAlign));
-        const int64_t top = y + margin - oy.grid_begin, left = ox.begin + margin - ox.grid_begin;
-        row.out = target;
-        row.count = ox.end - ox.begin;
-        row.spatial_row = positions * taps * pitch;
-        for (int64_t position = 0; position < positions; ++position) {
-          row.grad = grads + (position * halo_rows + top) * pitch + left;
-          row.spatial = m.filters.get() + (top * positions + position) * taps * pitch + left;
-          row.channel = numbers + position * taps;
-          rows.features(row);
-        }
-        continue;
-      }
-      A* chosen = numbers + positions * taps;
       for (int64_t phase = 0; phase < p.stride && ox.begin + phase < ox.end; ++phase) {
-        const int64_t count = ceil_div(ox.end - ox.begin - phase, p.stride);
-        fill_run(m.line.get(), A(0), round_up(count, kAlign));
-        row.grads = m.grads_of.get();
-        row.spatials = m.spatials_of.get();
-        row.channel = chosen;
-        row.out = m.line.get();
-        row.count = count;
+        row.count = ceil_div(ox.end - ox.begin - phase, p.stride);
+        fill_run(m.line.get(), A(0), round_up(row.count, kAlign));
         for (int64_t position = 0; position < positions; ++position) {
           row.taps = 0;
           for (int64_t k = 0; k < taps; ++k) {
@@ -228,32 +307,34 @@ struct Backward {
           }
           rows.features(row);
         }
-        for (int64_t x = 0; x < count; ++x) target[phase + x * p.stride] = m.line.get()[x];
+        for (int64_t x = 0; x < row.count; ++x) target[phase + x * p.stride] = m.line.get()[x];
       }
     }
   }
 
   // Adds the replicated edge to the pixels it came from, and writes the rows.
-  void store_features(A* region, int64_t n, int64_t c, int64_t count, const Owned& oy, const Owned& ox) const {
-    const int64_t channel_size = region_rows() * region_pitch, columns = ox.end - ox.begin;
+  void store_features(A* region, int64_t n, int64_t c, int64_t count, const Owned& oy, const Owned& ox,
+                      int64_t x0) const {
+    const int64_t base_column = region_base(ox, x0), lead = ox.begin - base_column;
+    const int64_t columns = ox.end - ox.begin;
     for (int64_t q = 0; q < count; ++q) {
-      A* const tile_of = region + q * channel_size;
+      A* const tile_of = region + q * region_size();
       for (int64_t y = oy.begin; y < oy.end; ++y) {
         const int64_t into = std::clamp<int64_t>(y, 0, p.height - 1);
         if (into == y) continue;
-        const A* row = tile_of + (y - oy.begin) * region_pitch;
-        A* target = tile_of + (into - oy.begin) * region_pitch;
+        const A* row = tile_of + (y - oy.begin) * region_pitch + lead;
+        A* target = tile_of + (into - oy.begin) * region_pitch + lead;
         for (int64_t x = 0; x < columns; ++x) target[x] += row[x];
       }
       for (int64_t y = std::max<int64_t>(oy.begin, 0); y < std::min(oy.end, p.height); ++y) {
-        A* row = tile_of + (y - oy.begin) * region_pitch;
+        A* row = tile_of + (y - oy.begin) * region_pitch + lead;
         for (int64_t x = ox.begin; x < 0; ++x) row[-ox.begin] += row[x - ox.begin];
         for (int64_t x = p.width; x < ox.end; ++x) row[p.width - 1 - ox.begin] += row[x - ox.begin];
       }
     }
     const int64_t left = std::max<int64_t>(ox.begin, 0), right = std::min(ox.end, p.width);
     for (int64_t y = std::max<int64_t>(oy.begin, 0); y < std::min(oy.end, p.height); ++y)
-      store_pixels(region + (y - oy.begin) * region_pitch + left - ox.begin, channel_size, count, right - left,
+      store_pixels(region + (y - oy.begin) * region_pitch + left - base_column, region_size(), count, right - left,
                    grad_features + n * gfs.n + c * gfs.c + y * gfs.y + left * gfs.x, gfs.x, gfs.c);
   }
 
@@ -263,34 +344,30 @@ struct Backward {
     const Owned oy(p, y0, y1, p.height, p.grid_height, grad_features != nullptr);
     const Owned ox(p, x0, x1, p.width, p.grid_width, grad_features != nullptr);
     const int64_t columns = x1 - x0;
-    pack_filters(n, head, oy, ox, m.filters.get());
+    pack_filters(n, head, oy, ox, x0, m.filters.get());
     if (grad_spatial)
       for (int64_t row = 0; row < (y1 - y0) * positions * taps; ++row)
         fill_run(m.grad_filters.get() + row * pitch, A(0), round_up(columns, kAlign));
     for (int64_t c0 = 0; c0 < per_head; c0 += group) {
       const int64_t first = head * per_head + c0, count = std::min(group, per_head - c0);
-      fill_grads(n, first, count, oy, ox, m.grads.get());
-      if (group == 1 && c0 + 1 < per_head) prefetch_next(n, first + 1, oy, ox, y0, y1, x0, x1);
-      if (grad_channel || grad_spatial)
-        fill_features(p, tile, features + n * fs.n + first * fs.c, fs, count, y0, y1 - y0, x0, columns,
-                      m.windows.get());
-      for (int64_t q = 0; q < count; ++q) {
-        const A* grads = m.grads.get() + q * positions * halo_rows * pitch;
-        for (int64_t position = 0; position < positions; ++position)
-          load_run(channel + ((n * positions + position) * p.channels + first + q) * taps, 1,
-                   m.numbers.get() + position * taps, taps);
-        if (grad_channel || grad_spatial) {
-          std::fill_n(m.sums.get(), positions * taps, Vec<A>{});
-          filter_grads(m, m.windows.get() + q * tile.size(), grads, m.numbers.get(), y0, y1, x0, columns, oy, ox);
-          if (grad_channel)
-            for (int64_t position = 0; position < positions; ++position)
-              for (int64_t k = 0; k < taps; ++k)
-                partial[(position * per_head + c0 + q) * taps + k] += lane_sum<A>(m.sums[position * taps + k]);
+      fill_channels(m, n, first, count, oy, ox, y0, y1, x0, x1);
+      if (grad_channel || grad_spatial) {
+        const int64_t sums = count * positions * taps;
+        std::fill_n(m.sums.get(), sums, Vec<A>{});
+        filter_grads(m, count, y0, y1, x0, columns, oy, ox);
+        for (int64_t i = 0; grad_channel && i < sums; ++i) {
+          const int64_t q = i / (positions * taps), position = i / taps % positions;
+          partial[(position * per_head + c0 + q) * taps + i % taps] += lane_sum<A>(m.sums[i]);
         }
-        if (grad_features)
-          feature_grads(m, grads, m.numbers.get(), m.region.get() + q * region_rows() * region_pitch, oy, ox);
       }
-      if (grad_features) store_features(m.region.get(), n, first, count, oy, ox);
+      if (!grad_features) continue;
+      if (rows.unit)
+        feature_grads(m, count, x0, oy, ox);
+      else
+        for (int64_t q = 0; q < count; ++q)
+          feature_grads_generic(m, m.grads.get() + q * positions * halo_rows * pitch,
+                                m.numbers.get() + q * positions * taps, m.region.get() + q * region_size(), oy, ox);
+      store_features(m.region.get(), n, first, count, oy, ox, x0);
     }
     if (!grad_spatial) return;
     for (int64_t y = y0; y < y1; ++y)

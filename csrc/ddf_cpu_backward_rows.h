@@ -1,4 +1,4 @@
-// Row kernels of the CPU backward: vectors along x for one channel, and the choice among them.
+// Row kernels of the CPU backward: vectors along x, and the choice among them.
 #pragma once
 
 #include "ddf.h"
@@ -7,62 +7,99 @@
 namespace ddfup {
 
 constexpr int64_t kBackwardColumns = 320;
-constexpr int kBackwardPitch = 336;
+// From row to row of a tile: a tile's columns, room on both sides, and no multiple of many cache lines.
+constexpr int kBackwardPitch = 400;
+// Numbers before a tile's first column in its packed rows: the halo, in whole vectors.
+constexpr int64_t kLead = 32;
 
-// Gradients of both filters along one grid row of one channel and sub-position.
+// Gradients of both filters along a piece of a grid row of one sub-position. Unit kernels take several channels at a
+// time, which lie `..._channel` apart, generic ones one.
 template <typename A>
 struct FilterGradRow {
   const A* grad;
-  const A* const* windows;  // one pointer per tap
+  const A* window;          // unit kernel: of the first grid point
+  const A* const* windows;  // generic kernel: one pointer per tap
   const A* spatial;         // [K * K][pitch]
   const A* channel;         // K * K numbers
   A* grad_spatial;          // [K * K][pitch], added to
   Vec<A>* grad_channel;     // K * K partial sums, added to
   int64_t taps, pitch, count;
+  int64_t channels, grad_step, window_step, channel_step, sums_step;
 };
 
-// U tap rows of V taps at a time keep their sums in registers.
-template <typename A, int K, bool kAdd, bool kChannel, bool kSpatial>
-void filter_grad_row(const FilterGradRow<A>& row) {
-  constexpr int P = kBackwardPitch, U = K <= 3 ? K : 1;
-  for (int first = 0; first < K; first += U) {
-    const A* __restrict__ grad = row.grad;
-    const A* __restrict__ window = row.windows[first * K];
-    const A* __restrict__ spatial = row.spatial + first * K * P;
-    A* __restrict__ grad_spatial = row.grad_spatial + first * K * P;
-    A channel[U * K];
-    Vec<A> sums[U * K];
-    for (int k = 0; k < U * K; ++k) {
-      channel[k] = row.channel[first * K + k];
-      if constexpr (kChannel) sums[k] = row.grad_channel[first * K + k];
-    }
-    for (int64_t x = 0; x < row.count; x += kLanes<A>) {
-      const Vec<A> g = load(grad + x);
+// U tap rows of V taps at a time keep the sums of Q channels in registers.
+template <typename A, int K, bool kAdd, bool kChannel, bool kSpatial, int U, int Q>
+void filter_grad_piece(const FilterGradRow<A>& row, int64_t c, int first) {
+  constexpr int P = kBackwardPitch, L = kLanes<A>, kTaps = U * K;
+  const A* grad[Q];
+  const A* window[Q];
+  const A* channel[Q];
+  Vec<A> sums[Q][kTaps];
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) {
+    grad[q] = row.grad + (c + q) * row.grad_step;
+    window[q] = row.window + (c + q) * row.window_step + first * P;
+    channel[q] = row.channel + (c + q) * row.channel_step + first * K;
+    if constexpr (kChannel)
+#pragma GCC unroll 16
+      for (int k = 0; k < kTaps; ++k) sums[q][k] = row.grad_channel[(c + q) * row.sums_step + first * K + k];
+  }
+  const A* const spatial = row.spatial + first * K * P;
+  A* __restrict__ const grad_spatial = row.grad_spatial + first * K * P;
+  const int64_t count = row.count;
+  for (int64_t x = 0; x < count; x += L) {
+    Vec<A> g[Q];
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) g[q] = load(grad[q] + x);
 #pragma GCC unroll 8
-      for (int u = 0; u < U; ++u) {
-#pragma GCC unroll 8
-        for (int v = 0; v < K; ++v) {
-          const int k = u * K + v;
-          const Vec<A> product = g * load(window + x + u * P + v);
+    for (int u = 0; u < U; ++u) {
+      Vec<A> here[Q], next[Q];
+#pragma GCC unroll 4
+      for (int q = 0; q < Q; ++q) {
+        here[q] = load(window[q] + x + u * P);
+        next[q] = load(window[q] + x + u * P + L);
+      }
+      each_tap<K>([&](auto tap) DDFUP_INLINE_LAMBDA {
+        constexpr int V = decltype(tap)::value;
+        const int k = u * K + V;
+        Vec<A> to = {}, weight = {};
+        if constexpr (kSpatial) to = load(grad_spatial + x + k * P);
+        if constexpr (kChannel && !kAdd) weight = load(spatial + x + k * P);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+          const Vec<A> product = g[q] * shifted<V, A>(window[q] + x + u * P, here[q], next[q]);
           if constexpr (kChannel) {
             if constexpr (kAdd)
-              sums[k] += product;
+              sums[q][k] += product;
             else
-              sums[k] += product * load(spatial + x + k * P);
+              sums[q][k] += product * weight;
           }
           if constexpr (kSpatial) {
-            A* to = grad_spatial + x + k * P;
             if constexpr (kAdd)
-              store(to, load(to) + product);
+              to += product;
             else
-              store(to, load(to) + product * channel[k]);
+              to += product * channel[q][k];
           }
         }
-      }
+        if constexpr (kSpatial) store(grad_spatial + x + k * P, to);
+      });
     }
-    if constexpr (kChannel)
-      for (int k = 0; k < U * K; ++k) row.grad_channel[first * K + k] = sums[k];
   }
+  if constexpr (kChannel)
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 16
+      for (int k = 0; k < kTaps; ++k) row.grad_channel[(c + q) * row.sums_step + first * K + k] = sums[q][k];
+}
+
+template <typename A, int K, bool kAdd, bool kChannel, bool kSpatial>
+void filter_grad_row(const FilterGradRow<A>& row) {
+  constexpr int U = K <= 3 ? K : 1, Q = 2;
+  int64_t c = 0;
+  for (; c + Q <= row.channels; c += Q)
+    for (int first = 0; first < K; first += U) filter_grad_piece<A, K, kAdd, kChannel, kSpatial, U, Q>(row, c, first);
+  for (; c < row.channels; ++c)
+    for (int first = 0; first < K; first += U) filter_grad_piece<A, K, kAdd, kChannel, kSpatial, U, 1>(row, c, first);
 }
 
 template <typename A, bool kAdd, bool kChannel, bool kSpatial>
@@ -82,10 +119,10 @@ void filter_grad_row_generic(const FilterGradRow<A>& row) {
   }
 }
 
-// Gradient of one row of features, gathered from every tap that saw it: sum of grad * mix, added to `out`.
+// Gradient of a piece of a row of features, gathered from every tap that saw it: sum of grad * mix, added to `out`.
 template <typename A>
 struct FeatureGradRow {
-  const A* grad;          // unit kernel: seen by the first tap
+  const A* grad;          // unit kernel: the grid point at the first feature, in the lowest row that saw it
   const A* spatial;       // unit kernel: filter of the first tap there
   int64_t spatial_row;    // unit kernel: distance of grid rows in `spatial`
   const A* const* grads;  // generic kernel: one pointer per tap
@@ -95,30 +132,57 @@ struct FeatureGradRow {
   int64_t taps, count;
 };
 
+// What each column v of taps gives for a vector of grid points: the sums over the rows u of taps.
+template <typename A, int K, bool kAdd>
+DDFUP_INLINE void feature_grad_columns(const A* __restrict__ grad, const A* const (&spatial)[K],
+                                       const A* __restrict__ channel, int64_t x, Vec<A> (&columns)[K]) {
+  constexpr int P = kBackwardPitch;
+#pragma GCC unroll 8
+  for (int v = 0; v < K; ++v) columns[v] = Vec<A>{};
+#pragma GCC unroll 8
+  for (int u = 0; u < K; ++u) {
+    const Vec<A> g = load(grad + x - u * P);
+#pragma GCC unroll 8
+    for (int v = 0; v < K; ++v) {
+      const Vec<A> weight = load(spatial[u] + x + (u * K + v) * P);
+      if constexpr (kAdd)
+        columns[v] += (weight + channel[u * K + v]) * g;
+      else
+        columns[v] += (g * channel[u * K + v]) * weight;
+    }
+  }
+}
+
+// Feature x is seen by column v of taps at the grid point x + K / 2 - v. So columns are summed where they are, and the
+// sums shifted, which takes a shuffle per column instead of loads across cache lines per tap.
 template <typename A, int K, bool kAdd>
 void feature_grad_row(const FeatureGradRow<A>& row) {
-  constexpr int P = kBackwardPitch;
-  A channel[K * K];
-  for (int k = 0; k < K * K; ++k) channel[k] = row.channel[k];
-  const A* __restrict__ grad = row.grad;
-  A* __restrict__ out = row.out;
-  const A* __restrict__ spatial[K];
+  constexpr int L = kLanes<A>, M = K / 2;
+  const A* const grad = row.grad;
+  const A* const channel = row.channel;
+  const A* spatial[K];
   for (int u = 0; u < K; ++u) spatial[u] = row.spatial - u * row.spatial_row;
-  for (int64_t x = 0; x < row.count; x += kLanes<A>) {
+  A* __restrict__ const out = row.out;
+  const int64_t count = row.count;
+  Vec<A> before[K], here[K], after[K];
+  feature_grad_columns<A, K, kAdd>(grad, spatial, channel, -L, before);
+  feature_grad_columns<A, K, kAdd>(grad, spatial, channel, 0, here);
+  for (int64_t x = 0; x < count; x += L) {
+    feature_grad_columns<A, K, kAdd>(grad, spatial, channel, x + L, after);
     Vec<A> sum = load(out + x);
-#pragma GCC unroll 8
-    for (int u = 0; u < K; ++u) {
-#pragma GCC unroll 8
-      for (int v = 0; v < K; ++v) {
-        const Vec<A> g = load(grad + x - u * P - v);
-        const Vec<A> weight = load(spatial[u] + x + (u * K + v) * P - v);
-        if constexpr (kAdd)
-          sum += (weight + channel[u * K + v]) * g;
-        else
-          sum += (g * channel[u * K + v]) * weight;
-      }
-    }
+    each_tap<K>([&](auto tap) DDFUP_INLINE_LAMBDA {
+      constexpr int V = decltype(tap)::value;
+      if constexpr (V <= M)
+        sum += joined_at<M - V, A>(here[V], after[V]);
+      else
+        sum += joined_at<L + M - V, A>(before[V], here[V]);
+    });
     store(out + x, sum);
+#pragma GCC unroll 8
+    for (int v = 0; v < K; ++v) {
+      before[v] = here[v];
+      here[v] = after[v];
+    }
   }
 }
 
@@ -146,16 +210,21 @@ struct BackwardRows {
 
 template <typename A, bool kAdd, bool kChannel, bool kSpatial>
 BackwardRows<A> backward_rows(const Problem& p) {
-  if (p.stride == 1 && p.dilation == 1) {
+  // Shifts by half a kernel must stay within two vectors, which those of two float64 are too short for.
+  if (p.stride == 1 && p.dilation == 1 && p.kernel_size / 2 <= kLanes<A>) {
     switch (p.kernel_size) {
       case 1:
         return {filter_grad_row<A, 1, kAdd, kChannel, kSpatial>, feature_grad_row<A, 1, kAdd>, true};
       case 3:
         return {filter_grad_row<A, 3, kAdd, kChannel, kSpatial>, feature_grad_row<A, 3, kAdd>, true};
       case 5:
-        return {filter_grad_row<A, 5, kAdd, kChannel, kSpatial>, feature_grad_row<A, 5, kAdd>, true};
+        if constexpr (2 <= kLanes<A>)
+          return {filter_grad_row<A, 5, kAdd, kChannel, kSpatial>, feature_grad_row<A, 5, kAdd>, true};
+        break;
       case 7:
-        return {filter_grad_row<A, 7, kAdd, kChannel, kSpatial>, feature_grad_row<A, 7, kAdd>, true};
+        if constexpr (3 <= kLanes<A>)
+          return {filter_grad_row<A, 7, kAdd, kChannel, kSpatial>, feature_grad_row<A, 7, kAdd>, true};
+        break;
       default:
         break;
     }

@@ -16,8 +16,6 @@ void pack_spatial(const Problem& p, const T* spatial, const Strides& strides, in
       for (int64_t k = 0; k < taps; ++k) {
         const int64_t plane = (position * p.heads + head) * taps + k;
         A* row = to + ((r * positions + position) * taps + k) * pitch;
-        // Hardware does not follow so many streams. Past the tensor's end nothing is asked for.
-        constexpr int64_t kAhead = 2;
         if (strides.x == 1 && plane + kAhead < positions * p.heads * taps)
           prefetch_rows(spatial + (plane + kAhead) * strides.c, strides, y0 + r, y0 + r + 1, x0, x0 + columns);
         load_run(spatial + plane * strides.c + (y0 + r) * strides.y + x0 * strides.x, strides.x, row, columns);
@@ -52,7 +50,7 @@ struct Forward {
   FilterRowKernel<A> unit_row, generic_row;
   int64_t together;  // sub-positions per call of the row kernel
   bool direct;       // whether the row kernel may write the output itself
-  bool past_caches;  // whether the output is too large to be found in a cache by whoever reads it
+  bool past_caches;  // whether the output is written so
   Cuts across, down;
   int64_t pitch;
   FeatureTile tile;
@@ -67,7 +65,6 @@ struct Forward {
   static constexpr int64_t kTileBytes = 256 * 1024;
   static constexpr int64_t kChunkBytes = 28 * 1024;
   static constexpr int64_t kMostRows = 16;
-  static constexpr int64_t kLargeOutput = 16 << 20;
   static int64_t column_bytes(const Problem& p) { return p.scale * p.scale * p.kernel_size * p.kernel_size * kSize<A>; }
   // Wide tiles, because memory likes long runs.
   static int64_t columns_per_tile(const Problem& p) {
@@ -100,7 +97,7 @@ struct Forward {
         generic_row(p.combine == Combine::kAdd ? filter_row_generic<A, true> : filter_row_generic<A, false>),
         together(unit_row && p.scale % 2 == 0 ? 2 : 1),
         direct(std::is_same_v<T, A> && unit_row && p.scale == together && os.x == 1),
-        past_caches(p.batch * p.channels * positions * p.grid_height * p.grid_width * kSize<T> >= kLargeOutput),
+        past_caches(is_large<T>(p.batch * p.channels * positions * p.grid_height * p.grid_width)),
         across(p.grid_width, columns_per_tile(p), kAlign),
         down(p.grid_height, rows_per_tile(p, across, threads), 1),
         pitch(pitch_for(p, across, unit_row)),
@@ -200,16 +197,16 @@ struct Forward {
     }
     if (result != line) interleave(result, pitch, together, p.scale, columns, line);
     if (channels_last(os)) return;  // stored with the group's other channels
-    if (past_caches && os.x == 1)
-      stream_run(line, target, columns * p.scale);
+    if (os.x == 1)
+      write_run(line, target, columns * p.scale, past_caches);
     else
       store_run(line, target, os.x, columns * p.scale);
   }
 
   // Asks for what a piece of an output row of channel c will write, unless it goes past the caches, as whole lines do;
   // and for a share of what the next channels of the tile will read.
-  void prefetch_for(const Part& part, int64_t c, int64_t y, int64_t i, int64_t x, int64_t columns,
-                    const T* target) const {
+  DDFUP_INLINE void prefetch_for(const Part& part, int64_t c, int64_t y, int64_t i, int64_t x, int64_t columns,
+                                 const T* target) const {
     const int64_t count = columns * p.scale;
     if (os.x == 1 && c < part.count) {
       if (!past_caches) {

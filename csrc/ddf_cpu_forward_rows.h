@@ -22,17 +22,6 @@ struct FilterRow {
   bool past_caches;  // whether to stream `out`, which then lies on a multiple of a vector
 };
 
-// The vector V numbers on from `from`, where the vectors `here` and, next to it, `next` are. A load there would cross
-// cache lines, which takes as long as two.
-template <int V, typename A>
-DDFUP_INLINE Vec<A> shifted([[maybe_unused]] const A* from, Vec<A> here, [[maybe_unused]] Vec<A> next) {
-  if constexpr (V == 0) return here;
-#if defined(DDFUP_HAS_SHUFFLE)
-  if constexpr (V < kLanes<A>) return joined<V, A>(here, next, std::make_index_sequence<kLanes<A>>());
-#endif
-  return load(from + V);
-}
-
 // Where the vectors of one call begin.
 template <typename A>
 struct Taps {
@@ -116,7 +105,7 @@ __attribute__((noinline)) void filter_piece(const FilterRow<A>& row, int64_t beg
 // vectors the channel filter.
 template <typename A, int K, bool kAdd, int J>
 void filter_row(const FilterRow<A>& row) {
-  const int64_t pairs = row.count / (2 * kLanes<A>)*2 * kLanes<A>;
+  const int64_t pairs = row.count / (2 * kLanes<A>) * 2 * kLanes<A>;
   if (pairs > 0) filter_piece<A, K, kAdd, J, 2>(row, 0, pairs);
   if (pairs < row.count) filter_piece<A, K, kAdd, J, 1>(row, pairs, row.count);
 }

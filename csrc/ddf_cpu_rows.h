@@ -21,6 +21,7 @@ namespace ddfup {
 #define DDFUP_IVDEP
 #endif
 #define DDFUP_INLINE inline __attribute__((always_inline))
+#define DDFUP_INLINE_LAMBDA __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -97,12 +98,6 @@ DDFUP_INLINE Vec<A> interleave_high(Vec<A> a, Vec<A> b, std::index_sequence<I...
   return __builtin_shufflevector(a, b, (I % 2 ? kLanes<A> + half + I / 2 : half + I / 2)...);
 }
 
-// The vector that begins at lane V of two neighbouring ones.
-template <int V, typename A, size_t... I>
-DDFUP_INLINE Vec<A> joined(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (V + I)...);
-}
-
 // Transposes a square of numbers in registers: log2(lanes) perfect shuffles of its rows.
 template <typename A>
 DDFUP_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
@@ -121,6 +116,55 @@ DDFUP_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
   }
 }
 #endif
+
+#if defined(DDFUP_HAS_SHUFFLE)
+template <int V, typename A, size_t... I>
+DDFUP_INLINE Vec<A> joined(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (V + I)...);
+}
+#endif
+
+// The vector that begins at lane V of two neighbouring ones.
+template <int V, typename A>
+DDFUP_INLINE Vec<A> joined_at(Vec<A> here, [[maybe_unused]] Vec<A> next) {
+  static_assert(V >= 0 && V <= kLanes<A>);
+  if constexpr (V == 0) {
+    return here;
+  } else if constexpr (V == kLanes<A>) {
+    return next;
+  } else {
+#if defined(DDFUP_HAS_SHUFFLE)
+    return joined<V, A>(here, next, std::make_index_sequence<kLanes<A>>());
+#else
+    A both[2 * kLanes<A>];
+    store(both, here);
+    store(both + kLanes<A>, next);
+    return load(both + V);
+#endif
+  }
+}
+
+// The vector V numbers on from `from`, where the vectors `here` and, next to it, `next` are. A load there would cross
+// cache lines, which takes as long as two.
+template <int V, typename A>
+DDFUP_INLINE Vec<A> shifted([[maybe_unused]] const A* from, Vec<A> here, [[maybe_unused]] Vec<A> next) {
+#if defined(DDFUP_HAS_SHUFFLE)
+  if constexpr (V < kLanes<A>)
+    return joined_at<V, A>(here, next);
+  else
+#endif
+    return load(from + V);
+}
+
+// Calls with std::integral_constant<int, 0>, ..., <int, N - 1>.
+template <typename Run, int... I>
+DDFUP_INLINE void each_tap(const Run& run, std::integer_sequence<int, I...>) {
+  (run(std::integral_constant<int, I>()), ...);
+}
+template <int N, typename Run>
+DDFUP_INLINE void each_tap(const Run& run) {
+  each_tap(run, std::make_integer_sequence<int, N>());
+}
 
 // Storage of the half types; sums are never made in them.
 struct Float16 {

@@ -135,7 +135,29 @@ void store_pixels(const A* from, int64_t from_step, int64_t channels, int64_t co
     for (int64_t c = 0; c < channels; ++c) narrow(from[c * from_step + x], to[x * step + c]);
 }
 
-// Asks for the rows of a plane that will be needed soon; hardware follows such short runs too late.
+// Whether a tensor of so many numbers is too large to be found in a cache by whoever reads it next: it is written past
+// the caches, without reading its lines first.
+template <typename T>
+DDFUP_INLINE bool is_large(int64_t count) {
+  return count * kSize<T> >= 16 << 20;
+}
+
+// Stores consecutive numbers.
+template <typename T, typename A>
+DDFUP_INLINE void write_run(const A* from, T* to, int64_t count, bool past_caches) {
+  if (past_caches)
+    stream_run(from, to, count);
+  else
+    store_run(from, to, 1, count);
+}
+
+// So many planes before they are read, those of the spatial filters are asked for: hardware does not follow so many
+// streams.
+constexpr int64_t kAhead = 2;
+
+// Asks for the rows of a plane that will be needed soon; hardware follows such short runs too late. This, and whatever
+// does nothing but call it, must be inline: GCC takes a function that only prefetches for one without effect, and drops
+// the call.
 template <typename T>
 DDFUP_INLINE void prefetch_rows(const T* plane, const Strides& strides, int64_t y0, int64_t y1, int64_t x0,
                                 int64_t x1) {
