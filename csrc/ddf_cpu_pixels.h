@@ -24,9 +24,9 @@ DDFUP_INLINE Vec<A> load_wide(const T* from) {
 }
 
 template <typename T, typename A>
-DDFUP_INLINE void store_narrow(T* to, Vec<A> value) {
+DDFUP_INLINE void store_narrow(T* to, Vec<A> value, bool past_caches) {
   if constexpr (std::is_same_v<T, A>) {
-    store(to, value);
+    past_caches ? stream(to, value) : store(to, value);
   } else {
     A wide[kLanes<A>];
     store(wide, value);
@@ -51,6 +51,7 @@ struct PixelRow {
   const A* spatial;               // [K * K][pitch]
   T* out;
   int64_t out_step, pitch, count, width, kernel_size, stride, dilation;
+  bool past_caches;  // whether to stream `out`, every vector of which then lies on a multiple of one
 };
 
 // P neighbouring grid points from x on. Where none of their taps leaves the image (`kInside`), tap by tap they lie one
@@ -85,7 +86,8 @@ DDFUP_INLINE void filter_pixels(const PixelRow<T>& row, int64_t x) {
 #pragma GCC unroll 4
   for (int i = 0; i < P; ++i)
 #pragma GCC unroll 4
-    for (int b = 0; b < B; ++b) store_narrow<T, A>(row.out + (x + i) * row.out_step + row.offsets[b], sum[i][b]);
+    for (int b = 0; b < B; ++b)
+      store_narrow<T, A>(row.out + (x + i) * row.out_step + row.offsets[b], sum[i][b], row.past_caches);
 }
 
 template <typename T, bool kAdd, int B>
@@ -127,6 +129,7 @@ struct PixelForward {
   T* out;
   Strides os;
   int64_t taps, positions, per_head, vectors;
+  bool past_caches;
   Cuts down;
 
   static bool serves(const Problem& p, const Strides& fs, const Strides& os) {
@@ -147,6 +150,8 @@ struct PixelForward {
         positions(p.scale * p.scale),
         per_head(p.channels / p.heads),
         vectors(ceil_div(per_head, L)),
+        past_caches(std::is_same_v<T, A> && per_head % L == 0 && os.x % L == 0 && os.y % L == 0 && os.n % L == 0 &&
+                    can_stream(out) && is_large<T>(p.batch * p.channels * positions * p.grid_height * p.grid_width)),
         down(p.grid_height, std::max<int64_t>(1, p.grid_height * p.batch / (4 * threads)), 1) {}
 
   // How many vectors are worked on at once, 4, 2 or 1, when so many are done.
@@ -183,6 +188,7 @@ struct PixelForward {
     row.dilation = p.dilation;
     row.spatial = weights;
     row.out_step = p.scale * os.x;
+    row.past_caches = past_caches;
     for (int64_t position = 0; position < positions; ++position)
       for (int64_t head = 0; head < p.heads; ++head) {
         for (int64_t k = 0; k < taps; ++k)
@@ -220,6 +226,7 @@ struct PixelForward {
         for (int64_t y = down.begin(piece); y < down.end(piece); ++y)
           run_row(n, y, channels.get(), zeros.get(), weights.get());
       }
+      finish_streams();
     });
   }
 };

@@ -137,20 +137,22 @@ def test_random_cases(seed: int, device: str) -> None:
             assert actual.shape == (0,)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "case",
     [
         Case(n=1, c=22, h=400, w=256, scale=2),
+        Case(n=1, c=32, h=300, w=257, scale=2),
         Case(n=1, c=41, h=260, w=999, combine="add"),
         Case(n=2, c=24, h=90, w=131, scale=4, heads=2, padding="replicate"),
         Case(n=1, c=18, h=600, w=3200, stride=2, dilation=2, heads=3),
     ],
     ids=str,
 )
-def test_outputs_too_large_for_the_caches(case: Case, dtype: torch.dtype, device: str) -> None:
+def test_outputs_too_large_for_the_caches(case: Case, dtype: torch.dtype, layout: str, device: str) -> None:
     """They take paths of their own, row by row, group by group of channels; rows on cache lines or across them."""
-    inputs = make_inputs(case, dtype, device)
+    inputs = make_inputs(case, dtype, device, layout)
     out = torch.ops.ddfup.ddf(*inputs, *case.options)
     assert_close(out, reference.ddf(*(value.double() for value in inputs), *case.options), "output")
 
