@@ -80,8 +80,7 @@ struct Backward {
         taps(p.kernel_size * p.kernel_size),
         positions(p.scale * p.scale),
         per_head(p.channels / p.heads),
-        rows(p.combine == Combine::kAdd ? backward_rows<A, true>(p, grad_channel, grad_spatial)
-                                        : backward_rows<A, false>(p, grad_channel, grad_spatial)),
+        rows(p.combine == Combine::kAdd ? backward_rows<A, true>(p) : backward_rows<A, false>(p)),
         across(p.grid_width, columns_per_tile(p), kAlign),
         down(p.grid_height, rows_per_tile(p, across), 1),
         pitch(pitch_for(p, across, rows.unit)),
@@ -102,6 +101,9 @@ struct Backward {
     return Cuts(per_head, std::max<int64_t>(2, kGroupBytes / bytes), 1).step;
   }
 
+  // The gradients of both filters are made together; for one of them alone it would not pay to have other kernels.
+  bool needs_filters() const { return grad_channel || grad_spatial; }
+
   // Where packed rows of grid points and the rows of owned features begin: for unit kernels so that a tile's first
   // column is on a multiple of a vector in both.
   int64_t base(const Owned& ox, int64_t x0) const { return rows.unit ? x0 - kLead : ox.grid_begin; }
@@ -118,8 +120,8 @@ struct Backward {
     std::unique_ptr<const A*[]> windows_of, grads_of, spatials_of;
     explicit Memory(const Backward& b)
         : filters(b.halo_rows * b.positions * b.taps * b.pitch),
-          grad_filters(b.grad_spatial ? b.down.step * b.positions * b.taps * b.pitch : 0),
-          windows(b.grad_channel || b.grad_spatial ? b.group * b.tile.size() : 0),
+          grad_filters(b.needs_filters() ? b.down.step * b.positions * b.taps * b.pitch : 0),
+          windows(b.needs_filters() ? b.group * b.tile.size() : 0),
           grads(b.group * b.positions * b.halo_rows * b.pitch),
           region(b.grad_features ? b.group * b.region_rows() * b.region_pitch : 0),
           line(b.pitch),
@@ -185,7 +187,7 @@ struct Backward {
       prefetch_rows(grad + n * gs.n + c * gs.c, gs, std::max<int64_t>(oy.grid_begin, 0) * p.scale,
                     std::min(oy.grid_end, p.grid_height) * p.scale, std::max<int64_t>(ox.grid_begin, 0) * p.scale,
                     std::min(ox.grid_end, p.grid_width) * p.scale);
-    if (fs.x == 1 && (grad_channel || grad_spatial))
+    if (fs.x == 1 && needs_filters())
       prefetch_rows(features + n * fs.n + c * fs.c, fs, std::max<int64_t>(y0 * p.stride - tile.margin, 0),
                     std::min((y1 - 1) * p.stride + tile.margin + 1, p.height), x0 * p.stride,
                     std::min(x1 * p.stride, p.width));
@@ -198,7 +200,7 @@ struct Backward {
     for (int64_t q = 0; q < count; q += together) {
       if (together == 1 && (first + q + 1) % per_head != 0) prefetch_next(n, first + q + 1, oy, ox, y0, y1, x0, x1);
       fill_grads(n, first + q, together, oy, ox, x0, m.grads.get() + q * positions * halo_rows * pitch);
-      if (grad_channel || grad_spatial)
+      if (needs_filters())
         fill_features(p, tile, features + n * fs.n + (first + q) * fs.c, fs, together, y0, y1 - y0, x0, x1 - x0,
                       m.windows.get() + q * tile.size());
     }
@@ -345,13 +347,13 @@ struct Backward {
     const Owned ox(p, x0, x1, p.width, p.grid_width, grad_features != nullptr);
     const int64_t columns = x1 - x0;
     pack_filters(n, head, oy, ox, x0, m.filters.get());
-    if (grad_spatial)
+    if (needs_filters())
       for (int64_t row = 0; row < (y1 - y0) * positions * taps; ++row)
         fill_run(m.grad_filters.get() + row * pitch, A(0), round_up(columns, kAlign));
     for (int64_t c0 = 0; c0 < per_head; c0 += group) {
       const int64_t first = head * per_head + c0, count = std::min(group, per_head - c0);
       fill_channels(m, n, first, count, oy, ox, y0, y1, x0, x1);
-      if (grad_channel || grad_spatial) {
+      if (needs_filters()) {
         const int64_t sums = count * positions * taps;
         std::fill_n(m.sums.get(), sums, Vec<A>{});
         filter_grads(m, count, y0, y1, x0, columns, oy, ox);

@@ -27,22 +27,19 @@ struct FilterGradRow {
   int64_t channels, grad_step, window_step, channel_step, sums_step;
 };
 
-// U tap rows of V taps at a time keep the sums of Q channels in registers.
-template <typename A, int K, bool kAdd, bool kChannel, bool kSpatial, int U, int Q>
+// U tap rows of K taps at a time keep the sums of Q channels in registers.
+template <typename A, int K, bool kAdd, int U, int Q>
 void filter_grad_piece(const FilterGradRow<A>& row, int64_t c, int first) {
   constexpr int P = kBackwardPitch, L = kLanes<A>, kTaps = U * K;
-  const A* grad[Q];
-  const A* window[Q];
-  const A* channel[Q];
+  const A *grad[Q], *window[Q], *channel[Q];
   Vec<A> sums[Q][kTaps];
 #pragma GCC unroll 4
   for (int q = 0; q < Q; ++q) {
     grad[q] = row.grad + (c + q) * row.grad_step;
     window[q] = row.window + (c + q) * row.window_step + first * P;
     channel[q] = row.channel + (c + q) * row.channel_step + first * K;
-    if constexpr (kChannel)
 #pragma GCC unroll 16
-      for (int k = 0; k < kTaps; ++k) sums[q][k] = row.grad_channel[(c + q) * row.sums_step + first * K + k];
+    for (int k = 0; k < kTaps; ++k) sums[q][k] = row.grad_channel[(c + q) * row.sums_step + first * K + k];
   }
   const A* const spatial = row.spatial + first * K * P;
   A* __restrict__ const grad_spatial = row.grad_spatial + first * K * P;
@@ -62,47 +59,39 @@ void filter_grad_piece(const FilterGradRow<A>& row, int64_t c, int first) {
       each_tap<K>([&](auto tap) DDFUP_INLINE_LAMBDA {
         constexpr int V = decltype(tap)::value;
         const int k = u * K + V;
-        Vec<A> to = {}, weight = {};
-        if constexpr (kSpatial) to = load(grad_spatial + x + k * P);
-        if constexpr (kChannel && !kAdd) weight = load(spatial + x + k * P);
+        Vec<A> to = load(grad_spatial + x + k * P);
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
           const Vec<A> product = g[q] * shifted<V, A>(window[q] + x + u * P, here[q], next[q]);
-          if constexpr (kChannel) {
-            if constexpr (kAdd)
-              sums[q][k] += product;
-            else
-              sums[q][k] += product * weight;
-          }
-          if constexpr (kSpatial) {
-            if constexpr (kAdd)
-              to += product;
-            else
-              to += product * channel[q][k];
+          if constexpr (kAdd) {
+            sums[q][k] += product;
+            to += product;
+          } else {
+            sums[q][k] += product * load(spatial + x + k * P);
+            to += product * channel[q][k];
           }
         }
-        if constexpr (kSpatial) store(grad_spatial + x + k * P, to);
+        store(grad_spatial + x + k * P, to);
       });
     }
   }
-  if constexpr (kChannel)
 #pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q)
+  for (int q = 0; q < Q; ++q)
 #pragma GCC unroll 16
-      for (int k = 0; k < kTaps; ++k) row.grad_channel[(c + q) * row.sums_step + first * K + k] = sums[q][k];
+    for (int k = 0; k < kTaps; ++k) row.grad_channel[(c + q) * row.sums_step + first * K + k] = sums[q][k];
 }
 
-template <typename A, int K, bool kAdd, bool kChannel, bool kSpatial>
+template <typename A, int K, bool kAdd>
 void filter_grad_row(const FilterGradRow<A>& row) {
   constexpr int U = K <= 3 ? K : 1, Q = 2;
   int64_t c = 0;
   for (; c + Q <= row.channels; c += Q)
-    for (int first = 0; first < K; first += U) filter_grad_piece<A, K, kAdd, kChannel, kSpatial, U, Q>(row, c, first);
+    for (int first = 0; first < K; first += U) filter_grad_piece<A, K, kAdd, U, Q>(row, c, first);
   for (; c < row.channels; ++c)
-    for (int first = 0; first < K; first += U) filter_grad_piece<A, K, kAdd, kChannel, kSpatial, U, 1>(row, c, first);
+    for (int first = 0; first < K; first += U) filter_grad_piece<A, K, kAdd, U, 1>(row, c, first);
 }
 
-template <typename A, bool kAdd, bool kChannel, bool kSpatial>
+template <typename A, bool kAdd>
 void filter_grad_row_generic(const FilterGradRow<A>& row) {
   for (int64_t k = 0; k < row.taps; ++k) {
     const A* __restrict__ window = row.windows[k];
@@ -112,10 +101,10 @@ void filter_grad_row_generic(const FilterGradRow<A>& row) {
     Vec<A> sum = {};
     for (int64_t x = 0; x < row.count; x += kLanes<A>) {
       const Vec<A> product = load(row.grad + x) * load(window + x);
-      if constexpr (kChannel) sum += kAdd ? product : product * load(spatial + x);
-      if constexpr (kSpatial) store(grad_spatial + x, load(grad_spatial + x) + (kAdd ? product : product * channel));
+      sum += kAdd ? product : product * load(spatial + x);
+      store(grad_spatial + x, load(grad_spatial + x) + (kAdd ? product : product * channel));
     }
-    if constexpr (kChannel) row.grad_channel[k] += sum;
+    row.grad_channel[k] += sum;
   }
 }
 
@@ -208,34 +197,23 @@ struct BackwardRows {
   bool unit = false;
 };
 
-template <typename A, bool kAdd, bool kChannel, bool kSpatial>
-BackwardRows<A> backward_rows(const Problem& p) {
-  // Shifts by half a kernel must stay within two vectors, which those of two float64 are too short for.
-  if (p.stride == 1 && p.dilation == 1 && p.kernel_size / 2 <= kLanes<A>) {
-    switch (p.kernel_size) {
-      case 1:
-        return {filter_grad_row<A, 1, kAdd, kChannel, kSpatial>, feature_grad_row<A, 1, kAdd>, true};
-      case 3:
-        return {filter_grad_row<A, 3, kAdd, kChannel, kSpatial>, feature_grad_row<A, 3, kAdd>, true};
-      case 5:
-        if constexpr (2 <= kLanes<A>)
-          return {filter_grad_row<A, 5, kAdd, kChannel, kSpatial>, feature_grad_row<A, 5, kAdd>, true};
-        break;
-      case 7:
-        if constexpr (3 <= kLanes<A>)
-          return {filter_grad_row<A, 7, kAdd, kChannel, kSpatial>, feature_grad_row<A, 7, kAdd>, true};
-        break;
-      default:
-        break;
-    }
-  }
-  return {filter_grad_row_generic<A, kAdd, kChannel, kSpatial>, feature_grad_row_generic<A, kAdd>, false};
-}
-
 template <typename A, bool kAdd>
-BackwardRows<A> backward_rows(const Problem& p, bool channel, bool spatial) {
-  if (channel && spatial) return backward_rows<A, kAdd, true, true>(p);
-  return channel ? backward_rows<A, kAdd, true, false>(p) : backward_rows<A, kAdd, false, true>(p);
+BackwardRows<A> backward_rows(const Problem& p) {
+  // Not worth their compilation for float64.
+  if constexpr (std::is_same_v<A, float>)
+    if (p.stride == 1 && p.dilation == 1) switch (p.kernel_size) {
+        case 1:
+          return {filter_grad_row<A, 1, kAdd>, feature_grad_row<A, 1, kAdd>, true};
+        case 3:
+          return {filter_grad_row<A, 3, kAdd>, feature_grad_row<A, 3, kAdd>, true};
+        case 5:
+          return {filter_grad_row<A, 5, kAdd>, feature_grad_row<A, 5, kAdd>, true};
+        case 7:
+          return {filter_grad_row<A, 7, kAdd>, feature_grad_row<A, 7, kAdd>, true};
+        default:
+          break;
+      }
+  return {filter_grad_row_generic<A, kAdd>, feature_grad_row_generic<A, kAdd>, false};
 }
 
 }  // namespace ddfup

@@ -105,7 +105,7 @@ __attribute__((noinline)) void filter_piece(const FilterRow<A>& row, int64_t beg
 // vectors the channel filter.
 template <typename A, int K, bool kAdd, int J>
 void filter_row(const FilterRow<A>& row) {
-  const int64_t pairs = row.count / (2 * kLanes<A>) * 2 * kLanes<A>;
+  const int64_t pairs = row.count - row.count % (2 * kLanes<A>);
   if (pairs > 0) filter_piece<A, K, kAdd, J, 2>(row, 0, pairs);
   if (pairs < row.count) filter_piece<A, K, kAdd, J, 1>(row, pairs, row.count);
 }
@@ -149,8 +149,11 @@ FilterRowKernel<A> unit_filter_row(int64_t kernel_size) {
 // The specialised kernel, or null where there is none.
 template <typename A, bool kAdd>
 FilterRowKernel<A> filter_row_for(const Problem& p) {
-  if (p.stride != 1 || p.dilation != 1) return nullptr;
-  return p.scale % 2 == 0 ? unit_filter_row<A, kAdd, 2>(p.kernel_size) : unit_filter_row<A, kAdd, 1>(p.kernel_size);
+  // Not worth their compilation for float64.
+  if constexpr (std::is_same_v<A, float>)
+    if (p.stride == 1 && p.dilation == 1)
+      return p.scale % 2 == 0 ? unit_filter_row<A, kAdd, 2>(p.kernel_size) : unit_filter_row<A, kAdd, 1>(p.kernel_size);
+  return nullptr;
 }
 
 }  // namespace ddfup
