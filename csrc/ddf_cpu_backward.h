@@ -163,8 +163,8 @@ struct Backward {
     const int64_t left = std::max<int64_t>(ox.grid_begin, 0), right = std::min(ox.grid_end, p.grid_width);
     const int64_t before = left - base(ox, x0), filled = used(ox, x0);
     const int64_t channel_size = positions * halo_rows * pitch;
-    for (int64_t position = 0; position < positions; ++position)
-      for (int64_t y = oy.grid_begin; y < oy.grid_end; ++y) {
+    for (int64_t y = oy.grid_begin; y < oy.grid_end; ++y)
+      for (int64_t position = 0; position < positions; ++position) {
         A* row = to + (position * halo_rows + y - oy.grid_begin) * pitch;
         if (y < 0 || y >= p.grid_height) {
           for (int64_t q = 0; q < count; ++q) fill_run(row + q * channel_size, A(0), filled);
