@@ -135,6 +135,15 @@ OutOption = Annotated[
         show_default=False,
     ),
 ]
+RawOption = Annotated[
+    str | None,
+    typer.Option(
+        "--raw",
+        metavar="WIDTHxHEIGHT[:TYPE]",
+        help="Depth and confidence files of unknown suffix have no header but this size; TYPE of depth u16, f16, f32.",
+        show_default=False,
+    ),
+]
 FillOption = Annotated[bool, typer.Option("--fill", help="Give depth where DEPTH has none, too.")]
 PreviewOption = Annotated[
     Path | None,

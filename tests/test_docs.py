@@ -53,6 +53,10 @@ def write_sensors(root, small, depth):
     levels[:8, :8], levels[8:16] = 0, 1
     (root / "0.depth").write_bytes(imagecodecs.lzfse_encode(lidar.astype("<f4").tobytes()))
     (root / "0.conf").write_bytes(imagecodecs.lzfse_encode(levels.tobytes()))
+    (root / "take").mkdir()
+    for suffix in (".depth", ".conf"):
+        shutil.copy(root / f"0{suffix}", root / "take" / f"0{suffix}")
+    shutil.copy(photo, root / "take" / "0.jpg")
     (root / "camera.json").write_text('{"fx": 400, "fy": 400, "cx": 239.5, "cy": 179.5}')
     # RealSense.
     Image.fromarray(np.rint(10_000 * small).astype(np.uint16)).save(root / "d405.png")

@@ -146,9 +146,14 @@ def time_of(name: str) -> Decimal | None:
 
 
 def output_name(name: str, format_name: str | None) -> str:
-    """Return the name of the output for a depth file's name: with the suffix of the format that was asked for."""
+    """Return the name of the output for a depth file's name: with the suffix of the format that was asked for.
+
+    Without one, files keep theirs, and files without a header become NPY.
+    """
     path = PurePosixPath(name)
     row = io.format_of(path)
+    if row is None and format_name is None:
+        format_name = "npy"
     if format_name is None or (row is not None and row.name == format_name):
         return str(path)
     return str(path.with_suffix(io.FORMATS[format_name].suffixes[0]))

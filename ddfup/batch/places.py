@@ -13,6 +13,9 @@ from ddfup.errors import InputError
 
 # By content a guide may be anything that `ddfup.io` reads; in a folder, these names are taken for pictures.
 GUIDE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".exr", ".heic", ".heif"})
+# What recorders call files without a header; others are named by a glob.
+RAW_DEPTH_SUFFIXES = frozenset({".depth", ".raw", ".bin"})
+RAW_CONFIDENCE_SUFFIXES = frozenset({".conf", ".raw", ".bin"})
 
 
 @dataclass(frozen=True)

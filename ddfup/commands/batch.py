@@ -29,6 +29,7 @@ from ddfup.options import (
     OverwriteOption,
     PrecisionOption,
     QuietOption,
+    RawOption,
     SkipOption,
     TileOption,
     UnitOption,
@@ -106,6 +107,7 @@ def batch(
         ),
     ] = None,
     min_confidence: MinConfidenceOption = 1,
+    raw: RawOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -187,11 +189,14 @@ def batch(
         fill=fill,
         min_confidence=min_confidence,
         max_pixels=max_pixels,
+        raw=io.parse_size(raw) if raw else None,
     )
     out_dir = parse_location(places[-1])
     with terminal.working("looking for pairs"):
         # The journal comes second: what another run adds to OUT_DIR meanwhile is in it, and is no input.
-        found, journal = find_pairs(places, confidence, manifest, pair_by, pair_regex, format, out_dir)
+        found, journal = find_pairs(
+            places, confidence, manifest, pair_by, pair_regex, format, out_dir, raw=raw is not None
+        )
     tell(terminal, found)
     info = find_model(model or DEFAULT_MODEL)
     pairs = select_shard(found.pairs, *part)

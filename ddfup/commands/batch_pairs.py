@@ -27,10 +27,12 @@ def find_pairs(
     pair_regex: str | None,
     format_name: str | None,
     out_dir: Location,
+    *,
+    raw: bool,
 ) -> tuple[Pairing, Journal]:
     """Find the pairs of two places or of a manifest, and the journal of the output folder.
 
-    Arguments as the options of the command.
+    Arguments as the options of the command; ``raw``: whether files without a header count, too.
 
     Raises:
         ArgumentError: If options contradict each other or cannot be read.
@@ -41,7 +43,7 @@ def find_pairs(
     from ddfup.batch.journal import open_journal
     from ddfup.batch.manifest import read_manifest
     from ddfup.batch.pairing import add_confidence, pair_files, parse_rule
-    from ddfup.batch.places import GUIDE_SUFFIXES, find_files
+    from ddfup.batch.places import GUIDE_SUFFIXES, RAW_CONFIDENCE_SUFFIXES, RAW_DEPTH_SUFFIXES, find_files
 
     if manifest is not None:
         if pair_by not in (None, "manifest") or pair_regex is not None:
@@ -63,9 +65,11 @@ def find_pairs(
         raise ArgumentError("--pair-by manifest must come with --manifest FILE", "example: --manifest pairs.csv")
     rule = parse_rule(pair_by or ("stem" if pair_regex is None else "regex"), pair_regex)
     suffixes = {suffix for row in io.FORMATS.values() for suffix in row.suffixes}
-    depths = find_files(places[0], suffixes, what="DEPTHS")
+    depths = find_files(places[0], suffixes | (RAW_DEPTH_SUFFIXES if raw else set()), what="DEPTHS")
     guides = find_files(places[1], GUIDE_SUFFIXES, what="GUIDES")
-    maps = None if confidence is None else find_files(confidence, suffixes, what="--confidence")
+    maps = None
+    if confidence is not None:
+        maps = find_files(confidence, suffixes | (RAW_CONFIDENCE_SUFFIXES if raw else set()), what="--confidence")
     journal = open_journal(out_dir)
     # Where OUT_DIR is an input folder, too, what was made there is no input.
     made = {_identity(out_dir / name) for name in journal.files()}

@@ -29,6 +29,7 @@ from ddfup.options import (
     PrecisionOption,
     PreviewOption,
     QuietOption,
+    RawOption,
     SkipOption,
     TileOption,
     UnitOption,
@@ -45,15 +46,6 @@ ConfidenceOption = Annotated[
         help="Confidence map of DEPTH: 0, 1, 2 (ARKit, Record3D).",
         show_default=False,
         readable=False,
-    ),
-]
-RawOption = Annotated[
-    str | None,
-    typer.Option(
-        "--raw",
-        metavar="WIDTHxHEIGHT[:TYPE]",
-        help="DEPTH and --confidence of unknown suffix have no header but this size; TYPE of DEPTH u16, f16 or f32.",
-        show_default=False,
     ),
 ]
 PointCloudOption = Annotated[

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -581,6 +582,55 @@ def test_confidence_maps_may_lie_among_the_depths(scene, nearest, run):
     rule = ("--pair-by", "regex", "--pair-regex", r"(\d+)\.[.\w]+$")
     code, records, err = run("--confidence", "depths/**/*.conf.png", *rule)
     assert code == 0 and statuses(records) == (6, 0, 0), err
+
+
+def write_recording(folder):
+    """Three frames as Record3D keeps them, depth and confidence packed, without a header, beside the photo."""
+    folder.mkdir()
+    for index in range(3):
+        depth = np.linspace(0.5 + index, 4, 48, dtype="<f4").reshape(6, 8)
+        marks = np.full((6, 8), 2, np.uint8)
+        marks[0, :index] = 0
+        (folder / f"{index}.depth").write_bytes(imagecodecs.lzfse_encode(depth.tobytes()))
+        (folder / f"{index}.conf").write_bytes(imagecodecs.lzfse_encode(marks.tobytes()))
+        Image.fromarray(np.full((24, 32, 3), 99, np.uint8)).save(folder / f"{index}.jpg")
+    return folder
+
+
+def test_files_without_a_header(tmp_path, monkeypatch, nearest, run):
+    monkeypatch.chdir(tmp_path)
+    folder = write_recording(Path("take"))
+    (folder / "metadata.json").write_text("{}")
+    places = ("take", "take", "out")
+    code, records, err = run(places=places)
+    assert code == 5 and records == {} and "make no pair" in err
+    code, records, err = run("--raw", "8x6", "--confidence", "take", places=places)
+    assert code == 0 and statuses(records) == (3, 0, 0), err
+    for index in range(3):
+        own = folder / f"{index}.depth"
+        options = pair.Options(raw=(8, 6), confidence=own.with_suffix(".conf"))
+        plan = pair.plan(own, own.with_suffix(".jpg"), "-", options)
+        expected = pair.run(plan, pair.read(plan, options), nearest, options).data
+        assert Path(f"out/{index}.npy").read_bytes() == expected
+        assert records[f"out/{index}.npy"]["valid_fraction"] == pytest.approx(1 - index / 48)
+    assert statuses(run("--raw", "8x6", "--confidence", "take", places=places)[1]) == (0, 3, 0)
+    # Another size is other work, which here does not fit the photos.
+    code, records, _ = run("--raw", "6x8", places=("take/*.depth", "take/*.jpg", "out"))
+    assert code == 4 and statuses(records) == (0, 0, 3)
+
+
+def test_what_is_wrong_with_a_file_without_a_header_is_one_pairs_failure(tmp_path, monkeypatch, nearest, run):
+    monkeypatch.chdir(tmp_path)
+    folder = write_recording(Path("take"))
+    (folder / "1.depth").write_bytes(bytes(31))
+    code, records, _ = run("--raw", "8x6", "--format", "tiff", places=("take", "take", "out"))
+    assert code == 3 and statuses(records) == (2, 0, 1)
+    assert "raw 8x6 must have 1, 2 or 4 bytes per pixel; got 31 bytes" in records["out/1.tif"]["error"]
+    code, records, err = run("--raw", "8", places=("take", "take", "out"))
+    assert code == 2 and records == {} and "WIDTHxHEIGHT; got '8'" in err
+    Path("list.csv").write_text("depth,guide,confidence\ntake/0.depth,take/0.jpg,take/0.conf\n")
+    code, records, err = run("--manifest", "list.csv", "--raw", "8x6", places=("listed",))
+    assert code == 0 and list(records) == ["listed/take/0.npy"], err
 
 
 def test_a_torn_journal(scene, nearest, run):
