@@ -44,16 +44,14 @@ struct Backward {
   // A group of channels keeps what it needs there, a piece of a row its filters in the first-level cache.
   static constexpr int64_t kGroupBytes = 256 * 1024;
   static constexpr int64_t kChunkBytes = 24 * 1024;
-  static int64_t column_bytes(const Problem& p) {
-    return p.scale * p.scale * p.kernel_size * p.kernel_size * static_cast<int64_t>(sizeof(A));
-  }
   static int64_t columns_per_tile(const Problem& p) {
     const int64_t rows = 2 * 4 + p.kernel_size - 1;
-    return std::clamp<int64_t>(kTileBytes / (column_bytes(p) * rows) / kAlign * kAlign, 4 * kAlign, kBackwardColumns);
+    return std::clamp<int64_t>(kTileBytes / (filter_bytes<A>(p) * rows) / kAlign * kAlign, 4 * kAlign,
+                               kBackwardColumns);
   }
   static int64_t rows_per_tile(const Problem& p, const Cuts& across) {
     const int64_t halo = (p.kernel_size - 1) * p.dilation / p.stride;
-    const int64_t cached = std::clamp<int64_t>((kTileBytes / (column_bytes(p) * across.step) - halo) / 2, 1, 16);
+    const int64_t cached = std::clamp<int64_t>((kTileBytes / (filter_bytes<A>(p) * across.step) - halo) / 2, 1, 16);
     // The tiles decide how sums are rounded, so the number of threads must not decide the tiles.
     return std::min(cached, rows_for(p, across, 16));
   }
@@ -91,7 +89,6 @@ struct Backward {
         group(group_for()),
         chunk(std::max<int64_t>(1, kChunkBytes / (taps * kSize<A>) / (2 * kAlign)) * 2 * kAlign) {}
 
-  static bool channels_last(const Strides& strides) { return strides.c == 1 && strides.x != 1; }
   // Unit kernels work on several channels, so that these share what a piece of a row has of the filters.
   int64_t group_for() const {
     if (channels_last(fs)) return std::min(kChannelGroup, per_head);

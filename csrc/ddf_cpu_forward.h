@@ -65,20 +65,18 @@ struct Forward {
   static constexpr int64_t kTileBytes = 256 * 1024;
   static constexpr int64_t kChunkBytes = 28 * 1024;
   static constexpr int64_t kMostRows = 16;
-  static int64_t column_bytes(const Problem& p) { return p.scale * p.scale * p.kernel_size * p.kernel_size * kSize<A>; }
   // Wide tiles, because memory likes long runs.
   static int64_t columns_per_tile(const Problem& p) {
-    return std::clamp<int64_t>(kTileBytes / column_bytes(p) / kAlign * kAlign, 4 * kAlign, kForwardColumns);
+    return std::clamp<int64_t>(kTileBytes / filter_bytes<A>(p) / kAlign * kAlign, 4 * kAlign, kForwardColumns);
   }
   static int64_t rows_per_tile(const Problem& p, const Cuts& across, int64_t threads) {
-    const int64_t cached = std::clamp<int64_t>(kTileBytes / (column_bytes(p) * across.step), 1, kMostRows);
+    const int64_t cached = std::clamp<int64_t>(kTileBytes / (filter_bytes<A>(p) * across.step), 1, kMostRows);
     return std::min(cached, rows_for(p, across, 2 * threads));
   }
   // A multiple of the two vectors that row kernels work on.
   static int64_t columns_per_chunk(const Problem& p) {
-    return std::max<int64_t>(1, kChunkBytes * p.scale / column_bytes(p) / (2 * kLanes<A>)) * 2 * kLanes<A>;
+    return std::max<int64_t>(1, kChunkBytes * p.scale / filter_bytes<A>(p) / (2 * kLanes<A>)) * 2 * kLanes<A>;
   }
-  static bool channels_last(const Strides& strides) { return strides.c == 1 && strides.x != 1; }
 
   Forward(const Problem& problem, const T* features_, const Strides& fs_, const T* channel_, const T* spatial_,
           const Strides& ss_, T* out_, const Strides& os_, int64_t threads)

@@ -119,7 +119,7 @@ DDFUP_INLINE void transpose_square(Vec<A> (&rows)[kLanes<A>]) {
 
 #if defined(DDFUP_HAS_SHUFFLE)
 template <int V, typename A, size_t... I>
-DDFUP_INLINE Vec<A> joined(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
+DDFUP_INLINE Vec<A> shuffled(Vec<A> a, Vec<A> b, std::index_sequence<I...>) {
   return __builtin_shufflevector(a, b, (V + I)...);
 }
 #endif
@@ -134,7 +134,7 @@ DDFUP_INLINE Vec<A> joined_at(Vec<A> here, [[maybe_unused]] Vec<A> next) {
     return next;
   } else {
 #if defined(DDFUP_HAS_SHUFFLE)
-    return joined<V, A>(here, next, std::make_index_sequence<kLanes<A>>());
+    return shuffled<V, A>(here, next, std::make_index_sequence<kLanes<A>>());
 #else
     A both[2 * kLanes<A>];
     store(both, here);

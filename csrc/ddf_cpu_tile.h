@@ -21,6 +21,14 @@ DDFUP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 DDFUP_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 DDFUP_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+DDFUP_INLINE bool channels_last(const Strides& strides) { return strides.c == 1 && strides.x != 1; }
+
+// Memory of the spatial filters of a grid point, for one head.
+template <typename A>
+DDFUP_INLINE int64_t filter_bytes(const Problem& p) {
+  return p.scale * p.scale * p.kernel_size * p.kernel_size * kSize<A>;
+}
+
 // Uninitialised scratch memory on a cache line.
 template <typename A>
 class Scratch {
