@@ -234,13 +234,16 @@ class Upsampler:
             return self._to_numpy(network.finish(prepared, whole.image))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
+        if self._dtype != torch.float32:
+            return torch.autocast(self._device.type, self._dtype)
+        return contextlib.nullcontext() if self._device.type == "cpu" else _float32_convolutions()
 
     def _to_tensor(self, image: NDArray[np.generic]) -> Tensor:
         """(H, W, 3) to (1, 3, H, W) float32 in [0, 1] on the device, channels last in memory."""
-        tensor = torch.from_numpy(np.ascontiguousarray(_to_unit(image))).to(self._device)
+        if self._device.type == "cpu":
+            tensor = torch.from_numpy(np.ascontiguousarray(_to_unit(image)))
+        else:
+            tensor = _to_unit_on(image, self._device)
         return tensor.permute(2, 0, 1)[None]
 
     @staticmethod
@@ -265,6 +268,17 @@ def _to_unit(image: NDArray[np.generic]) -> NDArray[np.float32]:
     return unit
 
 
+def _to_unit_on(image: NDArray[np.generic], device: torch.device) -> Tensor:
+    """`_to_unit` on a device: a photo crosses the bus as it is, a quarter of the bytes, and is divided there."""
+    image = np.ascontiguousarray(image)
+    if image.dtype == np.uint16:
+        # PyTorch computes little with uint16.
+        signed = torch.from_numpy(image.view(np.int16)).to(device)
+        return (signed.int() & 0xFFFF).float() / 65535
+    tensor = torch.from_numpy(image).to(device)
+    return tensor.float() / 255 if image.dtype == np.uint8 else tensor.float()
+
+
 def _statistics(image: NDArray[np.generic]) -> tuple[float, float]:
     """Mean and deviation of a guide in [0, 1], by strips: no float copy of a large picture is made."""
     total = square = 0.0
@@ -279,6 +293,20 @@ def _statistics(image: NDArray[np.generic]) -> tuple[float, float]:
 def _strips(image: NDArray[np.generic], rows: int = 256) -> Iterator[NDArray[np.generic]]:
     for top in range(0, image.shape[0], rows):
         yield image[top : top + rows]
+
+
+@contextlib.contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """Keep cuDNN from rounding the factors of convolutions to 10 bits (TF32), as PyTorch lets it.
+
+    Results would differ from the CPU's, and those of tiles from the whole's, by up to 0.002 of the range of depth.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _find_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -44,16 +44,20 @@ class ContextEncoder(nn.Module):
             (N, channels).
         """
         both = torch.cat((depth, 1 - valid.to(depth.dtype)), dim=1)
-        total: Tensor | float = 0.0
-        pixels = 0
+        # Windows of equal size, of at most two heights and two widths, are described together: one by one, a GPU would
+        # wait for the CPU, a hundred times for a large map.
+        groups: dict[tuple[int, int], list[Tensor]] = {}
         for rows in _cut(both.shape[-2]):
             for columns in _cut(both.shape[-1]):
                 window = both[..., slice(*rows), slice(*columns)]
-                area = window.shape[-2] * window.shape[-1]
-                total = total + area * self._describe(window, ratio)
-                pixels += area
-        assert isinstance(total, Tensor)
-        return total / pixels
+                groups.setdefault((window.shape[-2], window.shape[-1]), []).append(window)
+        pixels = sum(height * width * len(windows) for (height, width), windows in groups.items())
+        total = both.new_zeros(())
+        for (height, width), windows in groups.items():
+            each = self._describe(torch.cat(windows), ratio).view(len(windows), len(both), -1)
+            # In full precision: the number of pixels alone may be too much for half of it.
+            total = total + each.to(both.dtype).sum(dim=0) * (height * width / pixels)
+        return total
 
     def _describe(self, window: Tensor, ratio: float) -> Tensor:
         """From depth and holes (N, 2, h', w') to (N, channels)."""

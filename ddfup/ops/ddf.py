@@ -216,7 +216,8 @@ def _same_kind(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor)
                 f"move it with {name}.to(features.device)",
             )
     kind = features.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    # Meta tensors know no autocast. PyTorch could tell which devices do, but 2.10 and 2.11 cannot compile the question.
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         # As PyTorch's own autocast, leave float64 alone.
         tensors = tuple(value if value.dtype == torch.float64 else value.to(dtype) for value in tensors)  # type: ignore[assignment]

@@ -51,7 +51,7 @@ def bench(shape: Shape, *, batch: int, device: torch.device, dtype: torch.dtype,
     features = torch.randn((min(batch, shape[0]), *shape[1:]), device=device).to(dtype)
     methods = _methods(features)
     with torch.no_grad():
-        timings = time_in_turns(methods, seconds=seconds, device=device)
+        timings = time_in_turns(methods, seconds=seconds, device=device, kernels=True)
         for name, run in methods.items():
             yield Row(
                 "module",

@@ -89,8 +89,8 @@ def bench(case: Case, *, device: torch.device, dtype: torch.dtype, seconds: floa
             for name in ("PyTorch kernels", "unfold"):
                 if name in calls:
                     slow[name] = calls.pop(name)
-            timings = time_in_turns(calls, seconds=seconds, device=device)
-            timings |= time_in_turns(slow, seconds=seconds / 4, device=device, rounds=3)
+            timings = time_in_turns(calls, seconds=seconds, device=device, kernels=True)
+            timings |= time_in_turns(slow, seconds=seconds / 4, device=device, rounds=3, kernels=True)
         copy = methods["copy"][1] / timings["copy"].median
         for name, (_, moved) in methods.items():
             title = f"{case} {str(dtype).removeprefix('torch.')}"
@@ -122,7 +122,8 @@ def _methods(
     # What a depth-wise convolution reads and writes: its filters are no tensors to speak of.
     dense = dtype.itemsize * (features.numel() + conv_grad.numel())
     needs = (True, True, True)
-    return {
+    forward, backward = _compiled(device, k)
+    methods: dict[str, dict[str, tuple[Callable[[], object], int]]] = {
         "forward": {
             "op": (lambda: torch.ops.ddfup.ddf(*inputs, *options), moved["forward"]),
             **_copies(moved["forward"], device),
@@ -140,6 +141,30 @@ def _methods(
             "PyTorch kernels": (lambda: reference.ddf_backward(grad, *inputs, *options, *needs), moved["backward"]),
         },
     }
+    if forward is not None and backward is not None:
+        methods["forward"]["torch.compile"] = (lambda: forward(*inputs, *options), moved["forward"])
+        methods["backward"]["torch.compile"] = (
+            lambda: backward(grad, *inputs, *options, *needs),
+            moved["backward"],
+        )
+    return methods
+
+
+def _compiled(
+    device: torch.device, kernel_size: int
+) -> tuple[Callable[..., object] | None, Callable[..., object] | None]:
+    """The PyTorch kernels as `torch.compile` fuses them, forward and backward.
+
+    None on the CPU and for windows larger than 3 x 3: it would compile for minutes.
+    """
+    if device.type != "cuda" or kernel_size > 3:
+        return None, None
+    # Every case anew: beyond eight shapes a function is no longer compiled.
+    torch.compiler.reset()
+    return (
+        torch.compile(reference.ddf, dynamic=False),
+        torch.compile(reference.ddf_backward, dynamic=False),
+    )
 
 
 def unfold(features: Tensor, channel: Tensor, spatial: Tensor, kernel_size: int, scale: int) -> Tensor:

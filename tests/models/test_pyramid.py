@@ -8,6 +8,7 @@ from networks import TINY_PYRAMID, pair, tiny_pyramid
 
 from ddfup.errors import ArgumentError
 from ddfup.models import pyramid
+from ddfup.models.context import ContextEncoder
 from ddfup.models.parts import Window
 from ddfup.models.pyramid import GuidedPyramid
 from ddfup.models.sampling import fill_holes, positions, sample_rows_columns
@@ -226,3 +227,18 @@ def test_the_guide_steers_the_result():
     network = tiny_pyramid()
     depth, guide = pair((6, 8), (48, 64))
     assert (network(depth, guide) - network(depth, guide.flip(-1))).abs().max() > 1e-3 * span(depth)
+
+
+def test_a_large_map_does_not_overflow_half_precision():
+    """float16 ends at 65,504, which a sum over this many pixels passes."""
+    torch.manual_seed(0)
+    encoder = ContextEncoder(6)
+    torch.nn.init.constant_(encoder.mix.bias, 4.0)
+    depth = torch.randn(2, 1, 310, 450)
+    valid = torch.rand(2, 1, 310, 450) > 0.1
+    with torch.no_grad():
+        expected = encoder(depth, valid, 8)
+        with torch.autocast("cpu", torch.float16):
+            found = encoder(depth, valid, 8)
+    assert 0.5 * 310 * 450 * expected.abs().max() > 65504
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.005)

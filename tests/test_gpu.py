@@ -1,0 +1,147 @@
+"""Networks, memory, training and commands on an NVIDIA GPU, against the CPU; skipped where there is none.
+
+What the op itself gives there is tested in ops/.
+"""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from networks import tiny_pyramid
+
+from ddfup import cli, models
+from ddfup.inference import Upsampler
+from ddfup.metrics import rmse
+from ddfup.training.config import DataSection, DataSet, ModelSection, OptimizationSection, TrainingConfig
+from ddfup.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "pyramid_tiny.safetensors"
+    models.save_weights(path, tiny_pyramid(), architecture="pyramid", name="tiny", description="")
+    return path
+
+
+def scene(low, high, seed=0):
+    """Slanted walls with a box before them, in metres, and a guide with the same edges."""
+    rng = np.random.default_rng(seed)
+
+    def depth(size):
+        y, x = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]), indexing="ij")
+        return (2 + y + 0.5 * x - 0.8 * ((abs(x - 0.5) < 0.2) & (abs(y - 0.6) < 0.3))).astype(np.float32)
+
+    guide = np.repeat(depth(high)[:, :, None], 3, axis=2) * 60 + rng.normal(0, 3, (*high, 3))
+    return depth(low), guide.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("model", ["base", "small", "ddfupnet-x8"])
+@pytest.mark.parametrize(("low", "high"), [((60, 80), (480, 640)), ((31, 45), (241, 355)), ((64, 48), (512, 384))])
+def test_the_result_is_that_of_the_cpu(model, low, high):
+    if model == "ddfupnet-x8" and high[0] != 8 * low[0]:
+        low = tuple(length // 8 for length in high)
+        high = tuple(8 * length for length in low)
+    depth, guide = scene(low, high)
+    depth[3:6, 4:9] = 0
+    expected = Upsampler(model, device="cpu")(depth, guide, fill=True)
+    upsampler = Upsampler(model, device="cuda")
+    result = upsampler(depth, guide, fill=True)
+    assert upsampler.device == "cuda:0" and upsampler.kernels in ("native", "torch")
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(depth[depth > 0]))
+
+
+def test_guides_of_every_type_mean_the_same(weights):
+    upsampler = Upsampler(weights, device="cuda")
+    depth, guide = scene((12, 16), (96, 128))
+    expected = upsampler(depth, guide)
+    unit = guide.astype(np.float64) / 255
+    for other in (guide.astype(np.uint16) * 257, unit, unit.astype(np.float32), torch.from_numpy(guide).cuda()):
+        np.testing.assert_allclose(upsampler(depth, other), expected, atol=1e-5)
+    # The brightest values of 16 bits are negative numbers to what carries them.
+    bright = np.full_like(guide, 60000, np.uint16)
+    on_cpu = Upsampler(weights, device="cpu")(depth, bright)
+    np.testing.assert_allclose(upsampler(depth, bright), on_cpu, atol=1e-4 * np.ptp(depth))
+
+
+@pytest.mark.parametrize(("low", "high"), [((100, 75), (801, 601)), ((30, 24), (960, 768)), ((150, 200), (450, 600))])
+def test_tiles_give_the_whole(weights, low, high):
+    depth, guide = scene(low, high)
+    whole = Upsampler(weights, device="cuda", tile="none")(depth, guide)
+    tiled = Upsampler(weights, device="cuda", tile=256)(depth, guide)
+    np.testing.assert_allclose(tiled, whole, atol=1e-4 * np.ptp(depth))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_nearly_as_accurate(precision):
+    depth, guide = scene((60, 80), (480, 640))
+    truth = scene((480, 640), (480, 640))[0]
+    full = rmse(Upsampler("base", device="cuda")(depth, guide), truth)
+    half = rmse(Upsampler("base", device="cuda", precision=precision)(depth, guide), truth)
+    assert half < 1.05 * full + 0.001
+
+
+def test_too_little_memory_means_smaller_tiles():
+    depth, guide = scene((150, 200), (2400, 3200))
+    upsampler = Upsampler("base", device="cuda", tile="none")
+    torch.cuda.reset_peak_memory_stats()
+    expected = upsampler(depth, guide)
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * peak / total)
+    try:
+        result = Upsampler("base", device="cuda")(depth, guide)
+        assert torch.cuda.max_memory_reserved() < peak or torch.cuda.memory_reserved() < peak
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(depth))
+
+
+def test_commands(tmp_path, weights, capfd):
+    depth, guide = scene((24, 32), (192, 256))
+    for name in ("one", "two"):
+        for folder, picture in (("depth", (1000 * depth).astype(np.uint16)), ("rgb", guide)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            assert cv2.imwrite(str(tmp_path / folder / f"{name}.png"), picture)
+    common = ["--model", str(weights), "--device", "cuda"]
+    single = [
+        "upsample",
+        str(tmp_path / "depth/one.png"),
+        str(tmp_path / "rgb/one.png"),
+        "-o",
+        str(tmp_path / "one.png"),
+    ]
+    assert cli.main([*single, *common]) == 0, capfd.readouterr().err
+    folders = ["batch", str(tmp_path / "depth"), str(tmp_path / "rgb"), str(tmp_path / "out")]
+    assert cli.main([*folders, *common]) == 0, capfd.readouterr().err
+    alone = cv2.imread(str(tmp_path / "one.png"), cv2.IMREAD_UNCHANGED)
+    assert alone.dtype == np.uint16 and alone.shape == (192, 256)
+    found = sorted((tmp_path / "out").rglob("*.png"))
+    together = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in found]
+    assert any(picture is not None and np.array_equal(picture, alone) for picture in together)
+
+
+def test_training_goes_on_where_it_stopped(tmp_path):
+    for index in range(3):
+        depth, guide = scene((72, 96), (72, 96), seed=index)
+        for folder, picture in (("depth", (1000 * depth).astype(np.uint16)), ("rgb", guide)):
+            (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(tmp_path / "set" / folder / f"{index}.png"), picture)
+    sets = (DataSet("set"),)
+    config = TrainingConfig(
+        ModelSection("pyramid", "tiny", config=vars(tiny_pyramid().config)),
+        DataSection(sets, sets, tune_frames=1, ratios={"4": 1, "any": 1}, crops={"32": 64}, pixels=8192),
+        OptimizationSection(steps=6, warmup=2, precision="bf16", tune_every=6),
+    )
+    whole = Trainer(config, tmp_path, tmp_path / "whole", device="cuda", workers=0)
+    assert whole.run()
+    part = Trainer(config, tmp_path, tmp_path / "part", device="cuda", workers=0)
+    part.run(on_step=lambda progress: part.stop() if progress.step == 3 else None)
+    assert part.step == 3
+    rest = Trainer(config, tmp_path, tmp_path / "part", device="cuda", workers=0, resume=True)
+    assert rest.run() and rest.tune.keys() == whole.tune.keys()
+    # Sums on a GPU are not always made in the same order.
+    for a, b in zip(rest.averaged.parameters(), whole.averaged.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
