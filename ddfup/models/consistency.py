@@ -6,10 +6,12 @@ independent pixels (the Kalman gain), with a learned variance, for measurements 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from ddfup.models.sampling import covered, cubic_kernel, interpolation, positions, resample
+from ddfup.models.sampling import Bands, bands, covered, cubic_kernel, interpolation, positions, resample
 
 # How depth may have been made low.
 _KINDS = ("nearest", "area", "bilinear", "bicubic")
@@ -66,6 +68,30 @@ def shrinking(kind: str, first: int, count: int, start: int, length: int, ratio:
     return torch.where(total > 0, weights / torch.where(total > 0, total, 1), 0).to(like.dtype)
 
 
+def shrinking_bands(kind: str, pixels: slice, start: int, length: int, ratio: float, like: Tensor) -> Bands:
+    """`shrinking` for some low-resolution pixels, in blocks where it is large.
+
+    Args:
+        kind: As of `shrinking`, like all but the next argument.
+        pixels: Low-resolution pixels.
+        start: See `shrinking`.
+        length: See `shrinking`.
+        ratio: See `shrinking`.
+        like: See `shrinking`.
+    """
+    # The widest filter reaches two cells to either side.
+    reach = 2 * max(ratio, 1.0) + 1
+
+    def used(first: int, last: int) -> tuple[int, int]:
+        low, high = (pixels.start + first + 0.5) * ratio - reach, (pixels.start + last - 0.5) * ratio + reach
+        return math.floor(low) - start, math.ceil(high) - start
+
+    def make(first: int, count: int, begin: int, width: int) -> Tensor:
+        return shrinking(kind, pixels.start + first, count, start + begin, width, ratio, like)
+
+    return bands(pixels.stop - pixels.start, length, like.device, used, make)
+
+
 class Consistency(nn.Module):
     """Correct a result by what its own low resolution lacks.
 
@@ -117,8 +143,8 @@ class Consistency(nn.Module):
         measured, valid = measured[..., rows, columns], valid[..., rows, columns]
         filters = {
             kind: (
-                shrinking(kind, rows.start, rows.stop - rows.start, origin[0], height, ratio[0], result),
-                shrinking(kind, columns.start, columns.stop - columns.start, origin[1], width, ratio[1], result),
+                shrinking_bands(kind, rows, origin[0], height, ratio[0], result),
+                shrinking_bands(kind, columns, origin[1], width, ratio[1], result),
             )
             for kind in _KINDS
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,9 +21,12 @@ _KEYS_A = -0.5
 # map: what is flatter is noise, not structure.
 _WINDOW = 15
 _FLOOR = 0.01
-# Matrices up to this side are multiplied whole; of larger ones, blocks of so many pixels.
+# Matrices up to this side are made and multiplied whole; larger ones in blocks of so many pixels.
 _DENSE = 1024
 _BAND = 128
+
+# A matrix of weights, of which most are zero, in blocks of rows: the columns that each uses, and their weights.
+Bands = list[tuple[slice, Tensor]]
 
 
 def full_precision(image: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -139,29 +143,73 @@ def cubic_kernel(distance: Tensor) -> Tensor:
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0))
 
 
-def interpolation(length: int, positions: Tensor, mode: str, dtype: torch.dtype) -> Tensor:
+def bands(
+    rows: int,
+    columns: int,
+    device: torch.device,
+    used: Callable[[int, int], tuple[int, int]],
+    make: Callable[..., Tensor],
+) -> Bands:
+    """Make a matrix of weights near its diagonal in blocks of rows, each with the columns it uses.
+
+    The cost of making it and of a product with it then grows with the number of pixels, not with that times the side of
+    the image.
+
+    Args:
+        rows: Number of rows.
+        columns: Number of columns.
+        device: Where the weights shall be.
+        used: From the first row of a block and the one behind its last to the first column that has weights and the one
+            behind the last; both may lie outside the matrix.
+        make: From first row, number of rows, first column and number of columns to that part of the matrix.
+    """
+    longest = max(rows, columns)
+    # A GPU would wait for the answer which columns are used, and does the whole product in no time.
+    if torch.compiler.is_compiling() or longest <= _DENSE or device.type != "cpu":
+        return [(slice(None), make(0, rows, 0, columns))]
+    step = max(16, _BAND * rows // longest)
+    blocks = []
+    for first in range(0, rows, step):
+        last = min(rows, first + step)
+        begin, end = used(first, last)
+        begin = min(max(0, begin), columns - 1)
+        end = max(begin + 1, min(columns, end))
+        blocks.append((slice(begin, end), make(first, last - first, begin, end - begin)))
+    return blocks
+
+
+def interpolation(length: int, positions: Tensor, mode: str, dtype: torch.dtype) -> Bands:
     """Weights that interpolate along one axis; edge pixels repeat outside.
 
     Args:
         length: Number of pixels there are.
-        positions: (n,) float64 pixel indices: 0 is the centre of the first.
+        positions: (n,) float64 pixel indices, rising: 0 is the centre of the first.
         mode: "cubic" or "linear".
         dtype: Of the result.
 
     Returns:
         (n, length).
     """
-    first, last = (-1, 3) if mode == "cubic" else (0, 2)
-    base = positions.floor()
-    offsets = torch.arange(first, last, device=positions.device)
-    distance = (positions[:, None] - base[:, None] - offsets).abs()
-    weights = cubic_kernel(distance) if mode == "cubic" else 1 - distance
-    indices = (base.long()[:, None] + offsets).clamp(0, length - 1)
-    table = torch.zeros(len(positions), length, dtype=dtype, device=positions.device)
-    return table.scatter_add(1, indices, weights.to(dtype))
+    before, behind = (-1, 3) if mode == "cubic" else (0, 2)
+
+    def make(first: int, count: int, start: int, width: int) -> Tensor:
+        places = positions[first : first + count]
+        base = places.floor()
+        offsets = torch.arange(before, behind, device=places.device)
+        distance = (places[:, None] - base[:, None] - offsets).abs()
+        weights = cubic_kernel(distance) if mode == "cubic" else 1 - distance
+        indices = (base.long()[:, None] + offsets).clamp(0, length - 1)
+        table = torch.zeros(count, width, dtype=dtype, device=places.device)
+        return table.scatter_add(1, indices - start, weights.to(dtype))
+
+    def used(first: int, last: int) -> tuple[int, int]:
+        low, high = float(positions[first]), float(positions[last - 1])
+        return math.floor(low) + before, math.floor(high) + behind
+
+    return bands(len(positions), length, positions.device, used, make)
 
 
-def resample(image: Tensor, across: Tensor, along: Tensor) -> Tensor:
+def resample(image: Tensor, across: Bands, along: Bands) -> Tensor:
     """Resample an image by a matrix of weights per axis.
 
     As products of matrices: nearly all of their weights are zero, yet they take a fraction of the time that gathering
@@ -176,25 +224,8 @@ def resample(image: Tensor, across: Tensor, along: Tensor) -> Tensor:
         (N, C, H', W').
     """
     with full_precision(image):
-        tall = torch.cat([weights @ image[..., used, :] for used, weights in _bands(across)], dim=-2)
-        return torch.cat([tall[..., used] @ weights.T for used, weights in _bands(along)], dim=-1)
-
-
-def _bands(weights: Tensor) -> list[tuple[slice, Tensor]]:
-    """Cut a large matrix whose weights lie near its diagonal into blocks of rows, each with the columns it uses.
-
-    The cost of a product then grows with the number of pixels, not with that times the side of the image.
-    """
-    longest = max(weights.shape)
-    # A GPU would wait for the answer which columns are used, and does the whole product in no time.
-    if torch.compiler.is_compiling() or longest <= _DENSE or weights.device.type != "cpu":
-        return [(slice(None), weights)]
-    bands = []
-    for block in torch.split(weights, max(16, _BAND * len(weights) // longest)):
-        used = block.any(dim=0).nonzero()
-        band = slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 1)
-        bands.append((band, block[:, band]))
-    return bands
+        tall = torch.cat([weights @ image[..., used, :] for used, weights in across], dim=-2)
+        return torch.cat([tall[..., used] @ weights.T for used, weights in along], dim=-1)
 
 
 def sample_rows_columns(image: Tensor, rows: Tensor, columns: Tensor, *, mode: str = "cubic") -> Tensor:
@@ -202,7 +233,7 @@ def sample_rows_columns(image: Tensor, rows: Tensor, columns: Tensor, *, mode: s
 
     Args:
         image: (N, C, h, w).
-        rows: (H',) float64 positions in pixel indices of the image: 0 is the centre of the first row.
+        rows: (H',) float64 positions, rising, in pixel indices of the image: 0 is the centre of the first row.
         columns: (W',) likewise.
         mode: "cubic" or "linear".
 

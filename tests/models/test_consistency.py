@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddfup.degrade import DEGRADATIONS
-from ddfup.models.consistency import Consistency, reach, shrinking
+from ddfup.models.consistency import Consistency, reach, shrinking, shrinking_bands
 
 KINDS = ("nearest", "area", "bilinear", "bicubic")
 
@@ -34,6 +34,27 @@ def test_the_filters_are_those_of_the_degradations(kind, low):
     rows, columns = matrices(kind, low, image.shape)
     expected = DEGRADATIONS[kind](image, low, np.random.default_rng(0))
     np.testing.assert_allclose(rows @ torch.from_numpy(image).double() @ columns.T, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("low", "high"), [(150, 1200), (1100, 1100), (37, 1111), (1, 1030), (800, 1210)])
+@pytest.mark.parametrize("part", [(0, 1), (0.31, 0.9)])
+def test_large_filters_are_made_by_blocks(kind, low, high, part):
+    """As in one piece, for the whole image and for a part of it."""
+    like = torch.zeros(1, dtype=torch.float64)
+    first, last = (int(share * low) for share in part)
+    last = max(last, first + 1)
+    start = int(part[0] * high)
+    length = max(1025, int(part[1] * high) - start)
+    whole = shrinking(kind, first, last - first, start, length, high / low, like)
+    blocks = shrinking_bands(kind, slice(first, last), start, length, high / low, like)
+    found = torch.zeros_like(whole)
+    row = 0
+    for used, weights in blocks:
+        found[row : row + len(weights), used] = weights
+        row += len(weights)
+    assert row == last - first
+    torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("kind", ["nearest", "area"])

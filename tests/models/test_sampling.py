@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from ddfup.models import sampling
 from ddfup.models.sampling import (
     fill_holes,
     image_statistics,
@@ -57,19 +58,19 @@ def test_interpolation_is_the_sum_of_its_kernel_over_clamped_pixels(mode, kernel
 
 @pytest.mark.parametrize(("low", "high"), [(900, 1100), (40, 1203), (1100, 1100), (1, 1030), (33, 1031)])
 @pytest.mark.parametrize("mode", ["cubic", "linear"])
-def test_large_matrices_are_multiplied_by_blocks(low, high, mode):
-    """Wide, tall, with weights on few and on many columns, against the plain product."""
+@pytest.mark.parametrize("shift", [0, -7, 1040.5])
+def test_large_matrices_are_made_and_multiplied_by_blocks(low, high, mode, shift, monkeypatch):
+    """Wide, tall, on few and on many columns, beside the image: as the same matrix in one piece."""
     generator = torch.Generator().manual_seed(0)
-    up = interpolation(low, positions(0, high, 1, high / low, CPU), mode, torch.float64)
-    small, large = (torch.randn(1, 2, n, 3, generator=generator, dtype=torch.float64) for n in (low, high))
-    one = torch.eye(3, dtype=torch.float64)
-    for image, weights in ((small, up), (large, up.T)):
-        torch.testing.assert_close(resample(image, weights, one), weights @ image)
-        turned = image.transpose(2, 3)
-        torch.testing.assert_close(resample(turned, one, weights), turned @ weights.T)
-    # A row without weights gives nothing.
-    up[-200:] = 0
-    torch.testing.assert_close(resample(small, up, one), up @ small)
+    image = torch.randn(1, 2, low, 3, generator=generator, dtype=torch.float64)
+    one = [(slice(None), torch.eye(3, dtype=torch.float64))]
+    places = positions(0, high, 1, high / low, CPU) + shift
+    blocks = interpolation(low, places, mode, torch.float64)
+    monkeypatch.setattr(sampling, "_DENSE", 10**9)
+    ((everything, whole),) = interpolation(low, places, mode, torch.float64)
+    assert len(blocks) > 1 and everything == slice(None) and whole.shape == (high, low)
+    torch.testing.assert_close(resample(image, blocks, one), whole @ image)
+    torch.testing.assert_close(resample(image.mT, one, blocks), image.mT @ whole.T)
 
 
 def test_statistics_of_an_image_are_numpys():
