@@ -1,6 +1,7 @@
 // Device code of the backward pass. No atomics: every sum has one owner and a fixed order, so results repeat exactly.
 //
 //   grad_features_kernel      gathers, with the spatial filters in registers as in forward_kernel; common options only
+//   grad_features_channels_last_kernel  the same for 16 bytes of channels of four pixels, as in the forward pass
 //   grad_features_any_kernel  gathers, every size and option; also the border that replication adds to
 //   grad_spatial_kernel       a thread owns a pixel and sums over channels; lanes lie along x or along the channels
 //   grad_channel_kernel       a thread owns a few channels and sums over pixels; then warp, block and sum_kernel
@@ -119,6 +120,103 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(K * K * SCALE * S
         if (q < rows) *to = narrow<T>(sum[q]);
       }
       out += rs.c;
+    }
+  }
+}
+
+// Channels that a block of grad_features_channels_last_kernel can take, in vectors of 16 bytes: their filters, of all
+// sub-positions, must fit into shared memory.
+template <typename T, int K, int SCALE>
+__host__ __device__ constexpr int grad_channels_last_lanes() {
+  constexpr int kBytes = K * K * SCALE * SCALE * 16 / sizeof(T) * sizeof(Accumulator<T>);
+  int lanes = kWarp;
+  while (lanes * kBytes > (40 << 10)) lanes /= 2;
+  return lanes;
+}
+
+// As grad_features_kernel, of one row's kPixels columns, a dilation apart.
+template <typename T, int K, int SCALE>
+__global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * (K + 4) + 4 * K))
+    grad_features_channels_last_kernel(const Call<T> call) {
+  using A = Accumulator<T>;
+  constexpr int kTaps = K * K, kHalf = K / 2, kSubs = SCALE * SCALE, kVector = 16 / sizeof(T), kPixels = 4;
+  constexpr int kPitch = grad_channels_last_lanes<T, K, SCALE>() * kVector;
+  __shared__ __align__(16) A filters[kSubs * kTaps][kPitch];
+
+  const Problem& p = call.problem;
+  const Job job = job_of_block(p, call.work);
+  const int lanes = call.work.lanes, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes, slots = kThreads / lanes;
+  const int dilation = static_cast<int>(p.dilation);
+  const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
+  const int channels = job.end - job.begin;
+
+  const T* source = call.channel_filter + (job.n * kSubs * p.channels + job.begin) * kTaps;
+  for (int i = threadIdx.x; i < kSubs * channels * kTaps; i += kThreads) {
+    const int tap = i % kTaps, channel = i / kTaps % channels, sub = i / (kTaps * channels);
+    filters[sub * kTaps + tap][channel] = load(source + (sub * p.channels + channel) * kTaps + kTaps - 1 - tap);
+  }
+  __syncthreads();
+  if (lane * kVector >= channels) return;
+
+  const Strides& ss = call.spatial_strides;
+  const Strides& os = call.output_strides;
+  const Strides& rs = call.result_strides;
+  const T* gradients = call.grad_output + job.n * os.n + job.begin + lane * kVector;
+  const T* spatial_filter = call.spatial_filter + job.n * ss.n + job.head * kTaps * ss.c;
+  const unsigned groups = static_cast<unsigned>(row_groups(width, dilation, kPixels));
+
+  for (int round = 0; round < call.work.rounds; ++round) {
+    const int64_t item = (job.pixel_block * call.work.rounds + round) * slots + slot;
+    if (item >= call.work.pixels) return;
+    const int y = static_cast<int>(static_cast<unsigned>(item) / groups);
+    const int x = clamped(first_row(static_cast<unsigned>(item) % groups, dilation, kPixels), width);
+    const int last_x = last_row(x, dilation, kPixels, width);
+    A sum[kPixels][kVector] = {};
+#pragma unroll 1
+    for (int u = 0; u < K; ++u) {
+      const int position = y + (u - kHalf) * dilation;
+      const int yy = place_of(position, height, Padding::kZeros, y, y);
+      const unsigned row_keep = keep_of(position, height, Padding::kZeros);
+#pragma unroll 1
+      for (int s = 0; s < kSubs; ++s) {
+        A filter[K][kVector], spatial[kPixels][K];
+#pragma unroll
+        for (int v = 0; v < K; ++v) copy_row<kVector>(&filters[s * kTaps + u * K + v][lane * kVector], filter[v]);
+        const T* weights = spatial_filter + (s * p.heads * kTaps + kTaps - 1 - u * K) * ss.c + yy * ss.y;
+#pragma unroll
+        for (int q = 0; q < kPixels; ++q) {
+#pragma unroll
+          for (int v = 0; v < K; ++v) {
+            const int xx = x + (q + v - kHalf) * dilation;
+            spatial[q][v] =
+                load(weights - v * ss.c + clamped(xx, width) * ss.x, row_keep & keep_of(xx, width, Padding::kZeros));
+          }
+        }
+        const T* row = gradients + (static_cast<int64_t>(yy) * SCALE + s / SCALE) * os.y + s % SCALE * os.x;
+#pragma unroll
+        for (int r = 0; r < kPixels + K - 1; ++r) {
+          A gradient[kVector];
+          const int at = x + (r - kHalf) * dilation;
+          load_vector(row + static_cast<int64_t>(place_of(at, width, Padding::kZeros, x, last_x)) * SCALE * os.x,
+                      gradient);
+#pragma unroll
+          for (int q = 0; q < kPixels; ++q) {
+            if (q > r || r - q >= K) continue;
+#pragma unroll
+            for (int e = 0; e < kVector; ++e) sum[q][e] += spatial[q][r - q] * filter[r - q][e] * gradient[e];
+          }
+        }
+      }
+    }
+    T* out = call.result + job.n * rs.n + job.begin + lane * kVector + y * rs.y;
+#pragma unroll
+    for (int q = 0; q < kPixels; ++q) {
+      const int column = x + q * dilation;
+      if (column >= width) continue;
+      Vector<T, kVector> written;
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) written.value[e] = narrow<T>(sum[q][e]);
+      *reinterpret_cast<Vector<T, kVector>*>(out + column * rs.x) = written;
     }
   }
 }

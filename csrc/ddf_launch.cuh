@@ -79,35 +79,39 @@ void forward_rows(const Launch& launch, Call<T> call) {
   launch(&forward_kernel<T, K, COLUMNS, ROWS>, blocks_of(p, work), kThreads / COLUMNS, COLUMNS, call);
 }
 
-template <typename T, int K, typename Launch>
-void forward_channels_last(const Launch& launch, Call<T> call) {
+// Of kernels in which a thread takes 16 bytes of channels of four pixels in a row, in blocks of up to `most_lanes` such
+// vectors.
+template <typename T>
+Work work_of_vectors(const Call<T>& call, int most_lanes, int64_t rows, int64_t columns, int64_t sub_blocks) {
   const Problem& p = call.problem;
   constexpr int kVector = 16 / sizeof(T);
   Work work{};
   work.lanes = 1;
-  while (work.lanes < channels_last_lanes<T, K>() && work.lanes * kVector < p.channels / p.heads) work.lanes *= 2;
-  work.pixels = p.grid_height * row_groups(p.grid_width, p.dilation, 4);
-  work.sub_blocks = p.scale * p.scale;
+  while (work.lanes < most_lanes && work.lanes * kVector < p.channels / p.heads) work.lanes *= 2;
+  work.pixels = rows * row_groups(columns, p.dilation, 4);
+  work.sub_blocks = sub_blocks;
   work.tap_blocks = 1;
   set_slices(&work, p, work.lanes * kVector);
   for (work.rounds = 8; work.rounds >= 1; work.rounds /= 2) {
     work.pixel_blocks = divide_up(work.pixels, kThreads / work.lanes * work.rounds);
     if (work.rounds == 1 || blocks_of(p, work) >= call.enough_blocks) break;
   }
-  call.work = work;
-  launch(&forward_channels_last_kernel<T, K>, blocks_of(p, work), kThreads, 1, call);
+  return work;
 }
 
-// Whether all addresses of forward_channels_last_kernel are multiples of 16 bytes.
-template <typename T>
-bool channels_last_vectors(const Call<T>& call) {
-  constexpr int kVector = 16 / sizeof(T);
-  const auto good = [](const T* start, const Strides& s) {
-    return s.c == 1 && (s.x | s.y | s.n) % kVector == 0 && reinterpret_cast<uintptr_t>(start) % 16 == 0;
-  };
+template <typename T, int K, typename Launch>
+void forward_channels_last(const Launch& launch, Call<T> call) {
   const Problem& p = call.problem;
-  return p.channels / p.heads % kVector == 0 && good(call.features, call.features_strides) &&
-         good(call.result, call.output_strides);
+  call.work = work_of_vectors(call, channels_last_lanes<T, K>(), p.grid_height, p.grid_width, p.scale * p.scale);
+  launch(&forward_channels_last_kernel<T, K>, blocks_of(p, call.work), kThreads, 1, call);
+}
+
+// Whether all addresses of channels are multiples of 16 bytes.
+template <typename T>
+bool has_vectors(const Problem& p, const T* start, const Strides& s) {
+  constexpr int kVector = 16 / sizeof(T);
+  return p.channels / p.heads % kVector == 0 && s.c == 1 && (s.x | s.y | s.n) % kVector == 0 &&
+         reinterpret_cast<uintptr_t>(start) % 16 == 0;
 }
 
 template <typename T, typename Launch>
@@ -120,7 +124,8 @@ void forward(const Launch& launch, Call<T> call) {
   // More rows per thread where elements are small: instructions, not memory, would limit the speed.
   constexpr int kRows = sizeof(T) == 2 ? 8 : 4;
   if constexpr (sizeof(T) < 8) {
-    if (lanes > 1 && common && channels_last_vectors(call)) {
+    if (lanes > 1 && common && has_vectors(p, call.features, call.features_strides) &&
+        has_vectors(p, call.result, call.output_strides)) {
       switch (p.kernel_size) {
         case 1:
           return forward_channels_last<T, 1>(launch, call);
@@ -174,12 +179,36 @@ void grad_features_rows(const Launch& launch, Call<T> call) {
   launch(&grad_features_kernel<T, K, SCALE, ROWS>, blocks_of(p, work), kThreads, 1, call);
 }
 
+template <typename T, int K, int SCALE, typename Launch>
+void grad_features_channels_last(const Launch& launch, Call<T> call) {
+  const Problem& p = call.problem;
+  call.work = work_of_vectors(call, grad_channels_last_lanes<T, K, SCALE>(), p.height, p.width, 1);
+  launch(&grad_features_channels_last_kernel<T, K, SCALE>, blocks_of(p, call.work), kThreads, 1, call);
+}
+
+// Whether a kernel for speed could be used; it leaves the border to do where that is replicated.
 template <typename T, typename Launch>
-bool grad_features_fast(const Launch& launch, const Call<T>& call) {
+bool grad_features_fast(const Launch& launch, const Call<T>& call, int lanes) {
   const Problem& p = call.problem;
   const bool common = p.stride == 1 && p.combine == Combine::kMul && p.height > 1 && p.width > 1;
   if (!common || !fits(p, call.output_strides, p.scale)) return false;
   if constexpr (sizeof(T) < 8) {
+    if (lanes > 1) {
+      if (!has_vectors(p, call.grad_output, call.output_strides) || !has_vectors(p, call.result, call.result_strides)) {
+        return false;
+      }
+      switch (10 * p.kernel_size + p.scale) {
+        case 31:
+          return grad_features_channels_last<T, 3, 1>(launch, call), true;
+        case 32:
+          return grad_features_channels_last<T, 3, 2>(launch, call), true;
+        case 51:
+          return grad_features_channels_last<T, 5, 1>(launch, call), true;
+        case 52:
+          return grad_features_channels_last<T, 5, 2>(launch, call), true;
+      }
+      return false;
+    }
     switch (10 * p.kernel_size + p.scale) {
       case 31:
         return grad_features_rows<T, 3, 1, 4>(launch, call), true;
@@ -198,7 +227,7 @@ template <typename T, typename Launch>
 void grad_features(const Launch& launch, Call<T> call) {
   const Problem& p = call.problem;
   const int lanes = lanes_of(p, call.features_strides);
-  const bool fast = lanes == 1 && grad_features_fast(launch, call);
+  const bool fast = grad_features_fast(launch, call, lanes);
   if (fast && p.padding == Padding::kZeros) return;
   const int64_t items = fast ? 2 * p.width + 2 * (p.height - 2) : p.height * p.width;
   call.work = work_of_any(p, lanes, items, 1);

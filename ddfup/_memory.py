@@ -9,10 +9,11 @@ from typing import Any
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-# Blocks up to the first size come from the heap, and so much of it is kept when it becomes free. More would save
-# little time, and cost memory by fragments.
-_HEAP_BLOCK = 128 << 20
-_KEPT = 512 << 20
+# Blocks up to the first size, which the features of 100 megapixels have, come from the heap, and so much of it is kept
+# when it becomes free: the most that mallopt takes. With an eighth and a quarter of it, 100 megapixels took 25 % longer
+# and more memory.
+_HEAP_BLOCK = 1 << 30
+_KEPT = (2 << 30) - 1
 
 
 def keep_freed_memory() -> bool:

@@ -116,6 +116,11 @@ CASES = (
     Case(layout="channels_last", n=1, c=264, h=5, w=7, scale=2),
     Case(layout="channels_last", n=1, c=136, h=4, w=5, k=7),
     Case(layout="channels_last", c=16, h=13, w=21, dilation=3, scale=3),
+    Case(layout="channels_last", c=8, scale=2, padding="replicate"),
+    Case(layout="channels_last", c=16, h=6, w=11, k=5, scale=2, heads=2, dilation=2),
+    Case(layout="channels_last", n=1, c=272, h=5, w=6, k=5, scale=2, padding="replicate"),
+    Case(layout="channels_last", n=1, c=160, h=19, w=23, enough_blocks=8),
+    Case(layout="channels_last", c=8, h=2, w=3),
     Case(layout="channels_last", c=8, stride=2),
     Case(layout="channels_last", c=8, combine="add", padding="replicate"),
     Case(layout="channels_last", c=10, k=9, heads=5, stride=2),
@@ -128,6 +133,7 @@ KERNELS = {
     *(f"forward_kernel<T, {shape}>" for shape in ("3, 1, ROWS", "3, 2, 4", "5, 1, 4", "5, 2, 2")),
     *(f"forward_channels_last_kernel<T, {k}>" for k in (1, 3, 5, 7)),
     *(f"grad_features_kernel<T, {shape}>" for shape in ("3, 1, 4", "3, 2, 2", "5, 1, 2", "5, 2, 1")),
+    *(f"grad_features_channels_last_kernel<T, {shape}>" for shape in ("3, 1", "3, 2", "5, 1", "5, 2")),
     *(
         f"grad_{of}_kernel<{t}, {taps}>"
         for of, t, taps in product(("spatial", "channel"), ("T", "double"), ("1, 1", "3, 3"))
