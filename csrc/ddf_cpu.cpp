@@ -15,6 +15,7 @@
 #include "ddf_cpu_forward.h"
 #include "ddf_cpu_norm.h"
 #include "ddf_cpu_pixels.h"
+#include "ddf_torch.h"
 
 namespace {
 
@@ -177,15 +178,7 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cpu(const Tensor& grad_output, c
 }
 
 Tensor channel_norm_cpu(const Tensor& rows, const Tensor& weight, const Tensor& bias, double eps) {
-  const int64_t axes = rows.dim();
-  STD_TORCH_CHECK(axes > 0 && rows.is_contiguous() && weight.is_contiguous() && bias.is_contiguous(),
-                  "ddfup: rows must be contiguous");
-  const int64_t channels = rows.size(axes - 1);
-  STD_TORCH_CHECK(channels > 0 && weight.numel() == channels && bias.numel() == channels,
-                  "ddfup: weight and bias must have one value per channel");
-  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float &&
-                      bias.scalar_type() == ScalarType::Float,
-                  "ddfup: channel_norm is for float32");
+  const int64_t channels = ddfup::check_channel_norm(rows, weight, bias);
   const Tensor out = torch::stable::new_empty(rows, rows.sizes());
   const ddfup::RowNorm norm(read<float>(rows), rows.numel() / channels, channels, read<float>(weight),
                             read<float>(bias), static_cast<float>(eps), write<float>(out));

@@ -1,6 +1,6 @@
-// Registers the CUDA kernels of `ddfup::ddf` and `ddfup::ddf_backward` (schema in ddfup/ops/ddf.py) through PyTorch's
-// stable ABI. Arguments arrive checked by Python; work goes to PyTorch's current stream, memory comes from its
-// allocator.
+// Registers the CUDA kernels of `ddfup::ddf` and `ddfup::ddf_backward` (schema in ddfup/ops/ddf.py) and of
+// `ddfup::channel_norm` (ddfup/ops/norm.py) through PyTorch's stable ABI. Arguments arrive checked by Python; work goes
+// to PyTorch's current stream, memory comes from its allocator.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "ddf_launch.cuh"
+#include "ddf_torch.h"
 
 namespace ddfup {
 namespace {
@@ -161,10 +162,29 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cuda(const Tensor& grad_output, 
   return {grad_features, grad_channel, grad_spatial};
 }
 
+Tensor channel_norm_cuda(const Tensor& rows, const Tensor& weight, const Tensor& bias, double eps) {
+  const int64_t channels = check_channel_norm(rows, weight, bias);
+  STD_TORCH_CHECK(channels <= cuda::kNormChannels, "ddfup: channel_norm is for at most ", cuda::kNormChannels,
+                  " channels; got ", channels);
+  const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
+  const Tensor out = torch::stable::new_empty(rows, rows.sizes());
+  cuda::NormCall call{};
+  call.in = static_cast<const float*>(rows.data_ptr());
+  call.weight = static_cast<const float*>(weight.data_ptr());
+  call.bias = static_cast<const float*>(bias.data_ptr());
+  call.out = static_cast<float*>(out.data_ptr());
+  call.rows = rows.numel() / channels;
+  call.channels = static_cast<int>(channels);
+  call.eps = static_cast<float>(eps);
+  cuda::channel_norm(on_current_stream(rows), call);
+  return out;
+}
+
 }  // namespace
 }  // namespace ddfup
 
 STABLE_TORCH_LIBRARY_IMPL(ddfup, CUDA, m) {
   m.impl("ddf", TORCH_BOX(&ddfup::ddf_cuda));
   m.impl("ddf_backward", TORCH_BOX(&ddfup::ddf_backward_cuda));
+  m.impl("channel_norm", TORCH_BOX(&ddfup::channel_norm_cuda));
 }

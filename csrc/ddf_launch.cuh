@@ -7,6 +7,7 @@
 
 #include "ddf_kernel.cuh"
 #include "ddf_kernel_backward.cuh"
+#include "ddf_kernel_norm.cuh"
 
 namespace ddfup {
 namespace cuda {
@@ -299,6 +300,16 @@ void grad_channel(const Launch& launch, const Allocate& allocate, Call<T> call) 
     if (size == 7) return grad_channel_taps<T, 1, 7>(launch, allocate, call);
   }
   grad_channel_taps<T, 1, 1>(launch, allocate, call);
+}
+
+// `call` with everything but rows_per_block; at most kNormChannels channels.
+template <typename Launch>
+void channel_norm(const Launch& launch, NormCall call) {
+  call.rows_per_block = min(kThreads, kNormValues / norm_pitch(call.channels));
+  const int64_t blocks = divide_up(call.rows, call.rows_per_block);
+  const auto address = reinterpret_cast<uintptr_t>(call.in) | reinterpret_cast<uintptr_t>(call.out);
+  const bool vectors = call.channels % 4 == 0 && address % 16 == 0;
+  launch(vectors ? &channel_norm_kernel<4> : &channel_norm_kernel<1>, blocks, kThreads, 1, call);
 }
 
 }  // namespace cuda

@@ -48,7 +48,7 @@ Mode = Literal["auto", "native", "torch"]
 _log = logging.getLogger("ddfup")
 _lock = threading.RLock()
 # What of csrc shapes the library of each kind of device.
-_SOURCES = {"cpu": ("ddf.h", "ddf_cpu*"), "cuda": ("ddf.h", "*.cuh", "ddf_cuda*")}
+_SOURCES = {"cpu": ("ddf.h", "ddf_torch.h", "ddf_cpu*"), "cuda": ("ddf.h", "ddf_torch.h", "*.cuh", "ddf_cuda*")}
 _STALE_SECONDS = 24 * 3600
 
 

@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 from ddfup.ops import native
 
+# On a GPU PyTorch's own is made for longer rows; ours takes no more (csrc/ddf_kernel_norm.cuh).
+_MOST_ON_CUDA = 256
+
 
 def channel_norm(features: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Normalise the channels of every pixel to zero mean and unit variance, then scale and shift them.
 
-    The native CPU kernel serves inference in float32 with channels last in memory; everything else is PyTorch's
-    :func:`torch.nn.functional.layer_norm`.
+    The native kernels serve inference in float32 with channels last in memory, on a GPU of up to 256 channels;
+    everything else is PyTorch's :func:`torch.nn.functional.layer_norm`.
 
     Args:
         features: (N, C, H, W).
@@ -36,13 +39,13 @@ def _is_served(rows: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Tell whether the native kernel can take the work, loading it if it has not been tried."""
     tensors = (rows, weight, bias)
     return (
-        rows.device.type == "cpu"
+        (rows.device.type == "cpu" or (rows.device.type == "cuda" and rows.shape[-1] <= _MOST_ON_CUDA))
         and all(tensor.dtype == torch.float32 for tensor in tensors)
         and rows.is_contiguous()
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
         and not torch.compiler.is_compiling()
-        and native.load("cpu")
+        and native.load(rows.device.type)
     )
 
 

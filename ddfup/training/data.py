@@ -191,7 +191,9 @@ class StepBatches(Dataset[Batch]):
         ratio = float(2 ** shared.uniform(0, 5)) if name == "any" else float(name)
         wanted = self._crop(ratio)
         low = max(2, round(wanted / ratio))
-        crop = round(low * ratio)
+        # A ratio of no name gives way to the crop's side: for every new size of the guide cuDNN plans anew, which takes
+        # longer than a step on a GPU.
+        crop = wanted if name == "any" else round(low * ratio)
         count = max(1, round(self.section.pixels / crop**2))
         rng = np.random.default_rng([self.seed, step, 1 + self.rank])
         samples = [self._sample(crop, low, rng) for _ in range(count)]

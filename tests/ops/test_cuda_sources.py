@@ -360,6 +360,17 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_bool,
         ctypes.c_void_p,
     )
+    library.ddf_channel_norm.restype = ctypes.c_char_p
+    library.ddf_channel_norm.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_float,
+        ctypes.c_bool,
+        ctypes.c_void_p,
+    )
     library.ddf_launched.restype = ctypes.c_char_p
     library.ddf_round.restype = ctypes.c_float
     library.ddf_round.argtypes = (ctypes.c_char_p, ctypes.c_float)
@@ -383,6 +394,39 @@ def test_cases_reach_every_kernel(emulator: ctypes.CDLL) -> None:
     assert names == {
         re.sub(r"\bT\b", t, name).replace("ROWS", "4" if t == "float" else "8") for name, t in product(KERNELS, types)
     }
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 12, 24, 31, 39, 40, 64, 100, 255, 256])
+@pytest.mark.parametrize("rows", [0, 1, 39, 128, 300])
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "shifted"])
+def test_channel_norm_agrees_with_its_formula(emulator: ctypes.CDLL, channels: int, rows: int, shift: int) -> None:
+    rng = np.random.default_rng(channels)
+    values = (5 + 3 * rng.standard_normal((rows, channels))).astype(np.float32)
+    weight, bias = rng.standard_normal((2, channels)).astype(np.float32)
+    # From a place that is a multiple of 16 bytes, or of 4 only; with room around it that must stay as it is.
+    memory = np.zeros(values.size + 16, np.float32)
+    first = -memory.ctypes.data // 4 % 4 + shift
+    memory[first : first + values.size] = values.ravel()
+    for reverse in (False, True):
+        out = np.full(values.size + 16, 77.0, np.float32)
+        to = 4 + -out.ctypes.data // 4 % 4 + shift
+        message = emulator.ddf_channel_norm(
+            memory[first:].ctypes.data,
+            rows,
+            channels,
+            weight.ctypes.data,
+            bias.ctypes.data,
+            1e-3,
+            reverse,
+            out[to:].ctypes.data,
+        )
+        assert not message, message
+        wide = values.astype(np.float64)
+        centred = wide - wide.mean(axis=1, keepdims=True)
+        expected = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-3) * weight + bias
+        found = out[to : to + values.size].reshape(values.shape)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+        assert (np.delete(out, np.s_[to : to + values.size]) == 77).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

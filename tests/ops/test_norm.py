@@ -8,36 +8,37 @@ from ddfup.ops import native, norm
 from ddfup.ops.norm import channel_norm
 
 
-def make(channels, height, width, *, batch=1, memory_format=torch.channels_last):
+def make(channels, height, width, *, batch=1, memory_format=torch.channels_last, device="cpu"):
     generator = torch.Generator().manual_seed(channels)
     features = 3 * torch.randn(batch, channels, height, width, generator=generator) + 5
     weight, bias = torch.randn(2, channels, generator=generator)
-    return features.contiguous(memory_format=memory_format), weight, bias
+    return features.to(device).contiguous(memory_format=memory_format), weight.to(device), bias.to(device)
 
 
 def formula(features, weight, bias, eps):
-    x = features.double().numpy()
+    x = features.double().cpu().numpy()
     centred = x - x.mean(axis=1, keepdims=True)
     normalized = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
-    return normalized * weight.double().numpy()[:, None, None] + bias.double().numpy()[:, None, None]
+    weight, bias = (values.double().cpu().numpy()[:, None, None] for values in (weight, bias))
+    return normalized * weight + bias
 
 
 # Around the widths of vectors (4, 8, 16), in numbers of pixels that fill the last block of rows and do not.
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 8, 12, 15, 16, 17, 24, 31, 32, 48, 64, 100])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 8, 12, 15, 16, 17, 24, 31, 32, 48, 64, 100, 256, 300])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (37, 61)])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["last", "first"])
 @torch.no_grad()
-def test_it_is_the_formula(channels, size, memory_format):
-    inputs = make(channels, *size, memory_format=memory_format)
+def test_it_is_the_formula(channels, size, memory_format, device):
+    inputs = make(channels, *size, memory_format=memory_format, device=device)
     result = channel_norm(*inputs, eps=1e-3)
-    np.testing.assert_allclose(result.numpy(), formula(*inputs, 1e-3), atol=2e-5)
+    np.testing.assert_allclose(result.cpu().numpy(), formula(*inputs, 1e-3), atol=2e-5)
 
 
 @pytest.mark.parametrize("channels", [3, 12, 16, 33])
 @torch.no_grad()
-def test_batches_and_threads(channels):
-    inputs = make(channels, 70, 90, batch=2)
-    np.testing.assert_allclose(channel_norm(*inputs).numpy(), formula(*inputs, 1e-5), atol=2e-5)
+def test_batches_and_threads(channels, device):
+    inputs = make(channels, 70, 90, batch=2, device=device)
+    np.testing.assert_allclose(channel_norm(*inputs).cpu().numpy(), formula(*inputs, 1e-5), atol=2e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e4])
@@ -49,8 +50,8 @@ def test_equal_channels_give_the_bias(value):
 
 
 @torch.no_grad()
-def test_what_is_not_finite_stays_in_its_pixel():
-    features, weight, bias = make(12, 5, 9)
+def test_what_is_not_finite_stays_in_its_pixel(device):
+    features, weight, bias = make(12, 5, 9, device=device)
     expected = channel_norm(features, weight, bias)
     for place, value in (((0, 3), torch.nan), ((2, 8), torch.inf), ((4, 8), torch.nan)):
         features[0, 5, place[0], place[1]] = value
@@ -59,8 +60,8 @@ def test_what_is_not_finite_stays_in_its_pixel():
 
 
 @torch.no_grad()
-def test_no_pixels():
-    features, weight, bias = make(12, 3, 4)
+def test_no_pixels(device):
+    features, weight, bias = make(12, 3, 4, device=device)
     assert channel_norm(features[:0], weight, bias).shape == (0, 12, 3, 4)
 
 
@@ -72,13 +73,14 @@ def served(monkeypatch, *inputs):
     return bool(seen), result
 
 
-def test_the_kernel_serves_inference_and_pytorch_the_rest(monkeypatch):
-    inputs = make(12, 6, 7)
-    native_here = native.load("cpu")
+def test_the_kernel_serves_inference_and_pytorch_the_rest(monkeypatch, device):
+    inputs = make(12, 6, 7, device=device)
+    native_here = native.load(device)
     with torch.no_grad():
         assert served(monkeypatch, *inputs)[0] == native_here
         assert not served(monkeypatch, *(x.double() for x in inputs))[0]
-        assert not served(monkeypatch, *make(12, 6, 7, memory_format=torch.contiguous_format))[0]
+        assert not served(monkeypatch, *make(12, 6, 7, memory_format=torch.contiguous_format, device=device))[0]
+        assert served(monkeypatch, *make(257, 6, 7, device=device))[0] == (native_here and device == "cpu")
         with monkeypatch.context() as patch:
             patch.setattr(norm.native, "load", lambda device: False)
             assert not served(monkeypatch, *inputs)[0]

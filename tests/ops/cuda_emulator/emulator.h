@@ -5,6 +5,7 @@
 // threads in falling order (`reversed`), which brings to light a barrier that is missing.
 #pragma once
 
+#include <math.h>
 #include <setjmp.h>
 #include <ucontext.h>
 

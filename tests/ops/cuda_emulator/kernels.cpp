@@ -107,6 +107,21 @@ extern "C" const char* ddf_emulate(int wanted, const char* type, bool reversed, 
   return text.c_str();
 }
 
+extern "C" const char* ddf_channel_norm(const float* in, int64_t rows, int channels, const float* weight,
+                                        const float* bias, float eps, bool reversed, float* out) {
+  text.clear();
+  emulator::reversed = reversed;
+  ddfup::cuda::NormCall call{};
+  call.in = in, call.weight = weight, call.bias = bias, call.out = out;
+  call.rows = rows, call.channels = channels, call.eps = eps;
+  try {
+    ddfup::cuda::channel_norm(Launch{false}, call);
+  } catch (const std::exception& error) {
+    text = error.what();
+  }
+  return text.c_str();
+}
+
 // Names of the kernels launched since the last call, one per line.
 extern "C" const char* ddf_launched() {
   text.clear();
