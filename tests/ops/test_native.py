@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -240,6 +241,7 @@ def test_nvcc_of_the_pip_packages_is_found(fresh: Path, monkeypatch: pytest.Monk
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(fresh))
+    sysconfig.get_config_vars()  # imports a module, once
     monkeypatch.setattr(sys, "path", [str(fresh)])
     nvcc = fresh / "nvidia" / "cu13" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
@@ -249,6 +251,8 @@ def test_nvcc_of_the_pip_packages_is_found(fresh: Path, monkeypatch: pytest.Monk
     runtime.touch()
     assert compilers.find_nvcc() == nvcc
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    # A PyTorch for CUDA has loaded a runtime already, which would be taken.
+    monkeypatch.setattr(compilers, "_loaded_files", list)
     assert compilers._find_cudart(nvcc) == runtime
     monkeypatch.setenv("CUDA_HOME", str(fresh / "nvidia" / "cu13"))
     assert compilers.find_nvcc() == nvcc
