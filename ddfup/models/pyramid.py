@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable
 
 import torch
@@ -49,10 +48,8 @@ _WHOLE_LEVEL = 3
 # a pixel of the guide, and the tiles that do the rest need a third of the halo.
 _TILE_LEVEL = 2
 # The guide's features at finer levels are kept from the first pass over the tiles for the second, which saves a tenth
-# of the time, if they take no more than this share of the memory there is: 24 bytes a pixel.
-_KEPT_SHARE = 1 / 8
-# Where nobody tells how much memory there is.
-_USUAL_MEMORY = 8 << 30
+# of the time, up to so many pixels times channels: 44 megapixels of 24 channels, a gigabyte.
+_KEPT_VALUES = 1 << 30
 # Rows of a strip in which the estimates of tiles are compared with the measurement.
 _STRIP = 1024
 
@@ -95,16 +92,6 @@ def _pad(image: Tensor, multiple: int) -> Tensor:
     if not torch.compiler.is_compiling() and right == bottom == 0:
         return image
     return F.pad(image, (0, right, 0, bottom), mode="replicate")
-
-
-def memory_of(device: torch.device) -> int:
-    """Return the memory of a device, free or not, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return _USUAL_MEMORY
 
 
 def _residual_blocks(channels: int, counts: tuple[int, ...], index: int) -> nn.Sequential:
@@ -231,8 +218,7 @@ class GuidedPyramid(nn.Module):
         if prepared.level < _WHOLE_LEVEL:
             return prepared
         multiple = 2**_TILE_LEVEL
-        cells = len(depth) * -(-size[0] // 2) * -(-size[1] // 2)
-        kept = cells * self.config.guide_channels[0] * 4 <= _KEPT_SHARE * memory_of(depth.device)
+        kept = len(depth) * size[0] * size[1] * self.config.guide_channels[0] <= _KEPT_VALUES
         mosaics = {
             level: Mosaic(*size, cell=2**level, multiple=multiple, memory_format=torch.channels_last)
             for level in range(1 if kept else _TILE_LEVEL, _TILE_LEVEL + 1)

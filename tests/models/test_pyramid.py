@@ -185,8 +185,7 @@ def test_tiles_equal_the_whole(low, high, changes, kept, monkeypatch):
 
     # Several strips, too.
     monkeypatch.setattr(pyramid, "_STRIP", 1)
-    features = math.prod(-(-length // 2) for length in high) * network.config.guide_channels[0] * 4
-    monkeypatch.setattr(pyramid, "memory_of", lambda device: 8 * features - (not kept))
+    monkeypatch.setattr(pyramid, "_KEPT_VALUES", math.prod(high) * network.config.guide_channels[0] - (not kept))
     assert len(tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple)) > 1
     torch.testing.assert_close(tiled(halo), whole, atol=1e-4 * span(depth), rtol=0)
     # And without the halo it would: the comparison can fail.
