@@ -332,18 +332,68 @@ __host__ __device__ constexpr int channels_last_lanes() {
   return K <= 5 ? kWarp : kWarp / 2;
 }
 
-// Products and stride 1 only; an item is kPixels grid columns, a dilation apart, of one row.
+// What a thread of the kernels for channels-last features takes at a time: kQuad columns, a dilation apart, of one row,
+// and 16 bytes of channels.
+constexpr int kQuad = 4;
+
+struct Quad {
+  bool inside;  // whether there is one
+  int y, x, last_x;
+};
+
+// The thread's quad of a round, of an image `width` wide.
+__device__ __forceinline__ Quad quad_of(const Work& work, const Job& job, int round, int dilation, int width) {
+  const int slot = threadIdx.x / work.lanes, slots = kThreads / work.lanes;
+  const unsigned groups = static_cast<unsigned>(row_groups(width, dilation, kQuad));
+  const int64_t item = (job.pixel_block * work.rounds + round) * slots + slot;
+  Quad quad{};
+  quad.inside = item < work.pixels;
+  if (!quad.inside) return quad;
+  quad.y = static_cast<int>(static_cast<unsigned>(item) / groups);
+  quad.x = clamped(first_row(static_cast<unsigned>(item) % groups, dilation, kQuad), width);
+  quad.last_x = last_row(quad.x, dilation, kQuad, width);
+  return quad;
+}
+
+// Adds what the pixels of a quad take from column `r` of their common window, counted from its left.
+template <int K, int VECTOR, typename A>
+__device__ __forceinline__ void add_column(int r, const A (&spatial)[kQuad][K], const A (&filter)[K][VECTOR],
+                                           const A (&value)[VECTOR], A (&sum)[kQuad][VECTOR]) {
+#pragma unroll
+  for (int q = 0; q < kQuad; ++q) {
+    if (q > r || r - q >= K) continue;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) sum[q][e] += spatial[q][r - q] * filter[r - q][e] * value[e];
+  }
+}
+
+// Writes the sums of a quad whose row begins at `out`; `step` elements lie between columns.
+template <typename T, int VECTOR>
+__device__ __forceinline__ void write_quad(T* out, int64_t step, const Quad& quad, int dilation, int width,
+                                           const Accumulator<T> (&sum)[kQuad][VECTOR]) {
+#pragma unroll
+  for (int q = 0; q < kQuad; ++q) {
+    const int column = quad.x + q * dilation;
+    if (column >= width) continue;
+    Vector<T, VECTOR> written;
+#pragma unroll
+    for (int e = 0; e < VECTOR; ++e) written.value[e] = narrow<T>(sum[q][e]);
+    *reinterpret_cast<Vector<T, VECTOR>*>(out + column * step) = written;
+  }
+}
+
+// Products and stride 1 only; an item is a quad of grid pixels.
 template <typename T, int K>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * (K + 4) + 4 * K))
     forward_channels_last_kernel(const Call<T> call) {
   using A = Accumulator<T>;
-  constexpr int kTaps = K * K, kHalf = K / 2, kVector = 16 / sizeof(T), kPixels = 4;
+  constexpr int kTaps = K * K, kHalf = K / 2, kVector = 16 / sizeof(T);
   constexpr int kPitch = channels_last_lanes<T, K>() * kVector;
   __shared__ __align__(16) A filters[kTaps][kPitch];
 
   const Problem& p = call.problem;
   const Job job = job_of_block(p, call.work);
-  const int lanes = call.work.lanes, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes, slots = kThreads / lanes;
+  const int lane = threadIdx.x % call.work.lanes;
   const int scale = static_cast<int>(p.scale), dilation = static_cast<int>(p.dilation);
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
   const int channels = job.end - job.begin;
@@ -358,25 +408,22 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * 
   const Strides& os = call.output_strides;
   const T* features = call.features + job.n * fs.n + job.begin + lane * kVector;
   const T* spatial_filter = call.spatial_filter + job.n * ss.n + (job.sub * p.heads + job.head) * kTaps * ss.c;
-  const unsigned groups = static_cast<unsigned>(row_groups(p.grid_width, dilation, kPixels));
 
   for (int round = 0; round < call.work.rounds; ++round) {
-    const int64_t item = (job.pixel_block * call.work.rounds + round) * slots + slot;
-    if (item >= call.work.pixels) return;
-    const int y = static_cast<int>(static_cast<unsigned>(item) / groups);
-    const int x = clamped(first_row(static_cast<unsigned>(item) % groups, dilation, kPixels), width);
-    const int last_x = last_row(x, dilation, kPixels, width);
-    A sum[kPixels][kVector] = {};
+    const Quad quad = quad_of(call.work, job, round, dilation, width);
+    if (!quad.inside) return;
+    const int y = quad.y, x = quad.x;
+    A sum[kQuad][kVector] = {};
 #pragma unroll 1
     for (int u = 0; u < K; ++u) {
       const int position = y + (u - kHalf) * dilation;
       const T* row = features + place_of(position, height, p.padding, y, y) * fs.y;
       const unsigned row_keep = keep_of(position, height, p.padding);
-      A filter[K][kVector], spatial[kPixels][K];
+      A filter[K][kVector], spatial[kQuad][K];
 #pragma unroll
       for (int v = 0; v < K; ++v) copy_row<kVector>(&filters[u * K + v][lane * kVector], filter[v]);
 #pragma unroll
-      for (int q = 0; q < kPixels; ++q) {
+      for (int q = 0; q < kQuad; ++q) {
         const T* at = spatial_filter + u * K * ss.c + y * ss.y + clamped(x + q * dilation, width) * ss.x;
 #pragma unroll
         for (int v = 0; v < K; ++v, at += ss.c) {
@@ -384,30 +431,16 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * 
         }
       }
 #pragma unroll
-      for (int r = 0; r < kPixels + K - 1; ++r) {
+      for (int r = 0; r < kQuad + K - 1; ++r) {
         A feature[kVector];
         const int at = x + (r - kHalf) * dilation;
-        load_vector(row + place_of(at, width, p.padding, x, last_x) * fs.x, feature);
-#pragma unroll
-        for (int q = 0; q < kPixels; ++q) {
-          if (q > r || r - q >= K) continue;
-#pragma unroll
-          for (int e = 0; e < kVector; ++e) sum[q][e] += spatial[q][r - q] * filter[r - q][e] * feature[e];
-        }
+        load_vector(row + place_of(at, width, p.padding, x, quad.last_x) * fs.x, feature);
+        add_column(r, spatial, filter, feature, sum);
       }
     }
     T* out = call.result + job.n * os.n + job.begin + lane * kVector +
-             (static_cast<int64_t>(y) * scale + job.sub / scale) * os.y;
-#pragma unroll
-    for (int q = 0; q < kPixels; ++q) {
-      const int column = x + q * dilation;
-      if (column >= width) continue;
-      Vector<T, kVector> written;
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) written.value[e] = narrow<T>(sum[q][e]);
-      *reinterpret_cast<Vector<T, kVector>*>(out + (static_cast<int64_t>(column) * scale + job.sub % scale) * os.x) =
-          written;
-    }
+             (static_cast<int64_t>(y) * scale + job.sub / scale) * os.y + job.sub % scale * os.x;
+    write_quad<T>(out, scale * os.x, quad, dilation, width, sum);
   }
 }
 

@@ -134,18 +134,18 @@ __host__ __device__ constexpr int grad_channels_last_lanes() {
   return lanes;
 }
 
-// As grad_features_kernel, of one row's kPixels columns, a dilation apart.
+// As grad_features_kernel; an item is a quad of pixels.
 template <typename T, int K, int SCALE>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * (K + 4) + 4 * K))
     grad_features_channels_last_kernel(const Call<T> call) {
   using A = Accumulator<T>;
-  constexpr int kTaps = K * K, kHalf = K / 2, kSubs = SCALE * SCALE, kVector = 16 / sizeof(T), kPixels = 4;
+  constexpr int kTaps = K * K, kHalf = K / 2, kSubs = SCALE * SCALE, kVector = 16 / sizeof(T);
   constexpr int kPitch = grad_channels_last_lanes<T, K, SCALE>() * kVector;
   __shared__ __align__(16) A filters[kSubs * kTaps][kPitch];
 
   const Problem& p = call.problem;
   const Job job = job_of_block(p, call.work);
-  const int lanes = call.work.lanes, lane = threadIdx.x % lanes, slot = threadIdx.x / lanes, slots = kThreads / lanes;
+  const int lane = threadIdx.x % call.work.lanes;
   const int dilation = static_cast<int>(p.dilation);
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
   const int channels = job.end - job.begin;
@@ -163,15 +163,12 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * 
   const Strides& rs = call.result_strides;
   const T* gradients = call.grad_output + job.n * os.n + job.begin + lane * kVector;
   const T* spatial_filter = call.spatial_filter + job.n * ss.n + job.head * kTaps * ss.c;
-  const unsigned groups = static_cast<unsigned>(row_groups(width, dilation, kPixels));
 
   for (int round = 0; round < call.work.rounds; ++round) {
-    const int64_t item = (job.pixel_block * call.work.rounds + round) * slots + slot;
-    if (item >= call.work.pixels) return;
-    const int y = static_cast<int>(static_cast<unsigned>(item) / groups);
-    const int x = clamped(first_row(static_cast<unsigned>(item) % groups, dilation, kPixels), width);
-    const int last_x = last_row(x, dilation, kPixels, width);
-    A sum[kPixels][kVector] = {};
+    const Quad quad = quad_of(call.work, job, round, dilation, width);
+    if (!quad.inside) return;
+    const int y = quad.y, x = quad.x;
+    A sum[kQuad][kVector] = {};
 #pragma unroll 1
     for (int u = 0; u < K; ++u) {
       const int position = y + (u - kHalf) * dilation;
@@ -179,12 +176,12 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * 
       const unsigned row_keep = keep_of(position, height, Padding::kZeros);
 #pragma unroll 1
       for (int s = 0; s < kSubs; ++s) {
-        A filter[K][kVector], spatial[kPixels][K];
+        A filter[K][kVector], spatial[kQuad][K];
 #pragma unroll
         for (int v = 0; v < K; ++v) copy_row<kVector>(&filters[s * kTaps + u * K + v][lane * kVector], filter[v]);
         const T* weights = spatial_filter + (s * p.heads * kTaps + kTaps - 1 - u * K) * ss.c + yy * ss.y;
 #pragma unroll
-        for (int q = 0; q < kPixels; ++q) {
+        for (int q = 0; q < kQuad; ++q) {
 #pragma unroll
           for (int v = 0; v < K; ++v) {
             const int xx = x + (q + v - kHalf) * dilation;
@@ -194,30 +191,17 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(16 / sizeof(T) * 
         }
         const T* row = gradients + (static_cast<int64_t>(yy) * SCALE + s / SCALE) * os.y + s % SCALE * os.x;
 #pragma unroll
-        for (int r = 0; r < kPixels + K - 1; ++r) {
+        for (int r = 0; r < kQuad + K - 1; ++r) {
           A gradient[kVector];
           const int at = x + (r - kHalf) * dilation;
-          load_vector(row + static_cast<int64_t>(place_of(at, width, Padding::kZeros, x, last_x)) * SCALE * os.x,
+          load_vector(row + static_cast<int64_t>(place_of(at, width, Padding::kZeros, x, quad.last_x)) * SCALE * os.x,
                       gradient);
-#pragma unroll
-          for (int q = 0; q < kPixels; ++q) {
-            if (q > r || r - q >= K) continue;
-#pragma unroll
-            for (int e = 0; e < kVector; ++e) sum[q][e] += spatial[q][r - q] * filter[r - q][e] * gradient[e];
-          }
+          add_column(r, spatial, filter, gradient, sum);
         }
       }
     }
     T* out = call.result + job.n * rs.n + job.begin + lane * kVector + y * rs.y;
-#pragma unroll
-    for (int q = 0; q < kPixels; ++q) {
-      const int column = x + q * dilation;
-      if (column >= width) continue;
-      Vector<T, kVector> written;
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) written.value[e] = narrow<T>(sum[q][e]);
-      *reinterpret_cast<Vector<T, kVector>*>(out + column * rs.x) = written;
-    }
+    write_quad<T>(out, rs.x, quad, dilation, width, sum);
   }
 }
 

@@ -80,8 +80,7 @@ void forward_rows(const Launch& launch, Call<T> call) {
   launch(&forward_kernel<T, K, COLUMNS, ROWS>, blocks_of(p, work), kThreads / COLUMNS, COLUMNS, call);
 }
 
-// Of kernels in which a thread takes 16 bytes of channels of four pixels in a row, in blocks of up to `most_lanes` such
-// vectors.
+// Of the kernels for quads, in blocks of up to `most_lanes` vectors of channels.
 template <typename T>
 Work work_of_vectors(const Call<T>& call, int most_lanes, int64_t rows, int64_t columns, int64_t sub_blocks) {
   const Problem& p = call.problem;
@@ -89,7 +88,7 @@ Work work_of_vectors(const Call<T>& call, int most_lanes, int64_t rows, int64_t 
   Work work{};
   work.lanes = 1;
   while (work.lanes < most_lanes && work.lanes * kVector < p.channels / p.heads) work.lanes *= 2;
-  work.pixels = rows * row_groups(columns, p.dilation, 4);
+  work.pixels = rows * row_groups(columns, p.dilation, kQuad);
   work.sub_blocks = sub_blocks;
   work.tap_blocks = 1;
   set_slices(&work, p, work.lanes * kVector);

@@ -270,7 +270,8 @@ def _to_unit(image: NDArray[np.generic]) -> NDArray[np.float32]:
 
 def _to_unit_on(image: NDArray[np.generic], device: torch.device) -> Tensor:
     """`_to_unit` on a device: a photo crosses the bus as it is, a quarter of the bytes, and is divided there."""
-    image = np.ascontiguousarray(image)
+    # PyTorch warns of arrays that may not be written to, such as Pillow's.
+    image = np.require(image, requirements=("C_CONTIGUOUS", "WRITEABLE"))
     if image.dtype == np.uint16:
         # PyTorch computes little with uint16.
         signed = torch.from_numpy(image.view(np.int16)).to(device)

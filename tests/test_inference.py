@@ -81,6 +81,19 @@ def test_tensors_give_what_arrays_give(upsampler, dtype):
     assert isinstance(upsampler(depth, picture), np.ndarray)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_a_guide_becomes_the_same_on_its_device(dtype):
+    """The way a photo takes to a GPU, on the CPU: the largest values of 16 bits, and arrays that are read only."""
+    image = np.linspace(0, 1, 240).reshape(8, 10, 3)
+    image = (image * np.iinfo(dtype).max).astype(dtype) if np.issubdtype(dtype, np.integer) else image.astype(dtype)
+    image.flags.writeable = False
+    for view in (image, image[::-1, 1:7]):
+        found = inference._to_unit_on(view, torch.device("cpu"))
+        assert found.dtype == torch.float32
+        np.testing.assert_array_equal(found.numpy(), inference._to_unit(view))
+
+
 def test_tensors_with_masks_and_gradients(upsampler):
     depth, guide = arrays((12, 16), (48, 64))
     mask = np.ones(depth.shape, bool)

@@ -148,7 +148,7 @@ def bands(
     columns: int,
     device: torch.device,
     used: Callable[[int, int], tuple[int, int]],
-    make: Callable[..., Tensor],
+    make: Callable[[int, int, int, int], Tensor],
 ) -> Bands:
     """Make a matrix of weights near its diagonal in blocks of rows, each with the columns it uses.
 

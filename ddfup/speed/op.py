@@ -122,7 +122,6 @@ def _methods(
     # What a depth-wise convolution reads and writes: its filters are no tensors to speak of.
     dense = dtype.itemsize * (features.numel() + conv_grad.numel())
     needs = (True, True, True)
-    forward, backward = _compiled(device, k)
     methods: dict[str, dict[str, tuple[Callable[[], object], int]]] = {
         "forward": {
             "op": (lambda: torch.ops.ddfup.ddf(*inputs, *options), moved["forward"]),
@@ -141,30 +140,14 @@ def _methods(
             "PyTorch kernels": (lambda: reference.ddf_backward(grad, *inputs, *options, *needs), moved["backward"]),
         },
     }
-    if forward is not None and backward is not None:
+    # On the CPU, and for larger windows, it would compile for minutes.
+    if device.type == "cuda" and k <= 3:
+        # Every case anew: beyond eight shapes a function is no longer compiled.
+        torch.compiler.reset()
+        forward, backward = (torch.compile(f, dynamic=False) for f in (reference.ddf, reference.ddf_backward))
         methods["forward"]["torch.compile"] = (lambda: forward(*inputs, *options), moved["forward"])
-        methods["backward"]["torch.compile"] = (
-            lambda: backward(grad, *inputs, *options, *needs),
-            moved["backward"],
-        )
+        methods["backward"]["torch.compile"] = (lambda: backward(grad, *inputs, *options, *needs), moved["backward"])
     return methods
-
-
-def _compiled(
-    device: torch.device, kernel_size: int
-) -> tuple[Callable[..., object] | None, Callable[..., object] | None]:
-    """The PyTorch kernels as `torch.compile` fuses them, forward and backward.
-
-    None on the CPU and for windows larger than 3 x 3: it would compile for minutes.
-    """
-    if device.type != "cuda" or kernel_size > 3:
-        return None, None
-    # Every case anew: beyond eight shapes a function is no longer compiled.
-    torch.compiler.reset()
-    return (
-        torch.compile(reference.ddf, dynamic=False),
-        torch.compile(reference.ddf_backward, dynamic=False),
-    )
 
 
 def unfold(features: Tensor, channel: Tensor, spatial: Tensor, kernel_size: int, scale: int) -> Tensor:

@@ -151,6 +151,16 @@ def batches(root, settings, **options):
     return StepBatches(sets, settings.data, **{"seed": settings.optimization.seed, **options})
 
 
+def test_free_ratios_leave_the_crops_their_sides(root, config):
+    """cuDNN plans anew for every size of the guide; named ratios are exact instead."""
+    free = batches(root, config(("ratios = { 2 = 0.5, 4 = 0.3, any = 0.2 }", "ratios = { any = 1 }")))
+    made = [free[step] for step in range(30)]
+    assert {batch.guide.shape[-1] for batch in made} == {16, 32}
+    assert len({batch.ratio for batch in made}) > 8
+    named = batches(root, config(("ratios = { 2 = 0.5, 4 = 0.3, any = 0.2 }", "ratios = { 3 = 1 }")))
+    assert named[0].ratio == 3
+
+
 def same(first, second):
     return first.ratio == second.ratio and all(
         torch.equal(value, getattr(second, name))
