@@ -1,5 +1,5 @@
-// Registers the CPU kernels of ddfup::ddf and ddfup::ddf_backward, whose schema stands in ddfup/ops/ddf.py, and of
-// ddfup::channel_norm, of ddfup/ops/norm.py.
+// Registers the CPU kernels of ddfup::ddf and ddfup::ddf_backward, whose schema stands in ddfup/ops/ddf.py, of
+// ddfup::channel_norm, of ddfup/ops/norm.py, and of ddfup::convex_filters, of ddfup/ops/convex.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +12,7 @@
 #endif
 
 #include "ddf_cpu_backward.h"
+#include "ddf_cpu_convex.h"
 #include "ddf_cpu_forward.h"
 #include "ddf_cpu_norm.h"
 #include "ddf_cpu_pixels.h"
@@ -186,10 +187,28 @@ Tensor channel_norm_cpu(const Tensor& rows, const Tensor& weight, const Tensor& 
   return out;
 }
 
+Tensor convex_filters_cpu(const Tensor& rows, const Tensor& weight, const Tensor& bias, int64_t taps) {
+  STD_TORCH_CHECK(rows.dim() == 4 && rows.is_contiguous() && weight.is_contiguous() && bias.is_contiguous(),
+                  "ddfup: rows must be contiguous");
+  const int64_t channels = rows.size(3), planes = bias.numel(), pixels = rows.size(1) * rows.size(2);
+  STD_TORCH_CHECK(taps > 0 && planes % taps == 0 && weight.numel() == planes * channels,
+                  "ddfup: weight and bias must have a row for every tap of every filter");
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float &&
+                      bias.scalar_type() == ScalarType::Float,
+                  "ddfup: convex_filters is for float32");
+  const Tensor out = torch::stable::new_empty(rows, {rows.size(0), planes, rows.size(1), rows.size(2)});
+  const ddfup::ConvexFilters filters(read<float>(rows), rows.size(0), pixels, static_cast<int>(channels),
+                                     read<float>(weight), read<float>(bias), static_cast<int>(planes / taps),
+                                     static_cast<int>(taps), write<float>(out));
+  filters.run(InParallel());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ddfup, CPU, m) {
   m.impl("ddf", TORCH_BOX(&ddf_forward_cpu));
   m.impl("ddf_backward", TORCH_BOX(&ddf_backward_cpu));
   m.impl("channel_norm", TORCH_BOX(&channel_norm_cpu));
+  m.impl("convex_filters", TORCH_BOX(&convex_filters_cpu));
 }

@@ -1,12 +1,14 @@
 """What was measured must come out again: a result made low once more is compared with the low resolution it is from.
 
 The difference is given back where the network is least sure. This is the update of a linear measurement with a prior of
-independent pixels (the Kalman gain), with a learned variance, for measurements that overlap little.
+independent pixels (the Kalman gain), with a learned variance, for measurements that overlap little. How depth was made
+low shows in the differences themselves: over a whole image the right filter leaves the smallest.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,22 @@ from ddfup.models.sampling import Bands, bands, covered, cubic_kernel, interpola
 
 # How depth may have been made low.
 _KINDS = ("nearest", "area", "bilinear", "bicubic")
-# What is given back is not yet all: corrections of neighbours overlap. A third pass gains little.
-_PASSES = 2
+# What is given back is not yet all: corrections of neighbours overlap. Each pass takes steps of its own.
+_PASSES = 4
+# The context says how far to trust the measurement in the first pass, and in all others.
+_TRUSTS = 2
 # How far a pass sees, in low-resolution pixels: the widest filter, and the cubic interpolation of what it finds.
 _REACH = 4
 # Tolerance, in pixels, of the comparisons that say which pixel is the middle of a cell and which lie in it: runtimes of
 # exported networks may have ratios in float32.
 _TIE = 1e-3
+# Evidence for a filter: the logarithm of its differences' mean amount (squares would let a few thin things decide). One
+# filter's is a tenth smaller than another's, of which this makes a number that weights of a tenth suffice for. It does
+# not grow with the number of pixels: what the network itself gets wrong, it gets wrong in all of them.
+_EVIDENCE_SCALE = 130.0
+_EVIDENCE_WEIGHT = 0.12
+# Added to a difference before its logarithm is taken, in deviations of the depth: flat images have none.
+_EVIDENCE_FLOOR = 1e-4
 # Logarithm of the variance that the network may claim; beyond, its gradient would fade or explode.
 _LOG_VARIANCE = 4.0
 
@@ -31,71 +42,112 @@ def reach(ratio: float) -> int:
     return _PASSES * (int(_REACH * ratio) + 2)
 
 
-def shrinking(kind: str, first: int, count: int, start: int, length: int, ratio: float, like: Tensor) -> Tensor:
+def shrinking(kind: str, pixels: slice, start: int, length: int, ratio: float, like: Tensor) -> Bands:
     """Weights with which high-resolution pixels make low-resolution ones, along one axis.
 
     Args:
         kind: "nearest" (the pixel at the centre, of two the upper), or an antialiased "area", "bilinear" or "bicubic".
-        first: Low-resolution pixel to begin with.
-        count: Number of low-resolution pixels.
+        pixels: Low-resolution pixels.
         start: High-resolution pixel to begin with.
         length: Number of high-resolution pixels; weights on others are left out, and the rest scaled to sum to one.
         ratio: High-resolution over low-resolution length.
         like: Gives type and device.
 
     Returns:
-        (count, length).
+        A row per low-resolution pixel.
     """
-    low = (torch.arange(first, first + count, dtype=torch.float64, device=like.device) + 0.5) * ratio
-    high = torch.arange(start, start + length, dtype=torch.float64, device=like.device) + 0.5
+    low = ((torch.arange(pixels.start, pixels.stop, dtype=torch.float64, device=like.device) + 0.5) * ratio)[:, None]
+    # At ratios below one pixel per cell a filter is not narrowed further. The widest reaches two cells to either side.
+    cell = max(ratio, 1.0)
+    reached = torch.arange(math.ceil(4 * cell) + 2, dtype=torch.float64, device=like.device)
+    high = (low - 2 * cell - 0.5).floor() + reached
+    distance = high + 0.5 - low
     if kind == "nearest":
         # Halves fall to the upper left.
-        nearest = (low - 0.5 - 0.5 - _TIE).ceil()
-        weights = (high[None, :] - 0.5 == nearest[:, None]).double()
+        weights = (high == (low - 1 - _TIE).ceil()).double()
+    elif kind == "area":
+        # The half-open cell: a pixel on the border belongs to one side.
+        weights = ((distance - _TIE > -cell / 2) & (distance - _TIE <= cell / 2)).double()
+    elif kind == "bilinear":
+        weights = (1 - distance.abs() / cell).clamp(min=0)
     else:
-        # At ratios below one pixel per cell a filter is not narrowed further.
-        distance = (high[None, :] - low[:, None]).abs() / max(ratio, 1.0)
-        if kind == "area":
-            # The half-open cell: a pixel on the border belongs to one side.
-            signed = high[None, :] - low[:, None] - _TIE
-            half = max(ratio, 1.0) / 2
-            weights = ((signed > -half) & (signed <= half)).double()
-        elif kind == "bilinear":
-            weights = (1 - distance).clamp(min=0)
-        else:
-            weights = cubic_kernel(distance)
+        weights = cubic_kernel(distance.abs() / cell)
+    columns = high.long() - start
+    weights = weights * ((columns >= 0) & (columns < length))
     total = weights.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, weights / torch.where(total > 0, total, 1), 0).to(like.dtype)
+    weights = weights / torch.where(total > 0, total, 1)
+    return bands(columns.clamp(0, length - 1), weights.to(like.dtype), length)
 
 
-def shrinking_bands(kind: str, pixels: slice, start: int, length: int, ratio: float, like: Tensor) -> Bands:
-    """`shrinking` for some low-resolution pixels, in blocks where it is large.
+def footprint(pixels: slice, ratio: float) -> slice:
+    """High-resolution pixels, also outside the image, that low-resolution ones are made of, along one axis."""
+    reach = 2 * max(ratio, 1.0) + 1
+    return slice(math.floor((pixels.start + 0.5) * ratio - reach), math.ceil((pixels.stop - 0.5) * ratio + reach))
+
+
+class Alignment:
+    """How a part of the high resolution lies on the low resolution, with the filters from one to the other.
 
     Args:
-        kind: As of `shrinking`, like all but the next argument.
-        pixels: Low-resolution pixels.
-        start: See `shrinking`.
-        length: See `shrinking`.
-        ratio: See `shrinking`.
-        like: See `shrinking`.
+        part: (N, C, H', W') of the high resolution: gives size, type and device.
+        origin: Offset of the part in pixels, top and left.
+        ratio: High-resolution over low-resolution length, vertical and horizontal.
+        size: (h, w) of the whole low resolution.
+        pixels: Rows and columns of the low resolution; None: those that the part touches.
     """
-    # The widest filter reaches two cells to either side.
-    reach = 2 * max(ratio, 1.0) + 1
 
-    def used(first: int, last: int) -> tuple[int, int]:
-        low, high = (pixels.start + first + 0.5) * ratio - reach, (pixels.start + last - 0.5) * ratio + reach
-        return math.floor(low) - start, math.ceil(high) - start
+    def __init__(
+        self,
+        part: Tensor,
+        origin: tuple[int, int],
+        ratio: tuple[float, float],
+        size: tuple[int, int],
+        pixels: tuple[slice, slice] | None = None,
+    ) -> None:
+        lengths = part.shape[-2], part.shape[-1]
+        if pixels is None:
+            pixels = (
+                covered(origin[0], lengths[0], ratio[0], size[0]),
+                covered(origin[1], lengths[1], ratio[1], size[1]),
+            )
+        self._pixels = pixels
+        # Of rows and of columns, for every way that depth may have been made low.
+        self._shrinking = [
+            [shrinking(kind, pixels[axis], origin[axis], lengths[axis], ratio[axis], part) for axis in (0, 1)]
+            for kind in _KINDS
+        ]
+        self._spreading = []
+        for axis in (0, 1):
+            places = positions(origin[axis], lengths[axis], 1, ratio[axis], part.device) - pixels[axis].start
+            count = pixels[axis].stop - pixels[axis].start
+            self._spreading.append(interpolation(count, places, "cubic", part.dtype))
 
-    def make(first: int, count: int, begin: int, width: int) -> Tensor:
-        return shrinking(kind, pixels.start + first, count, start + begin, width, ratio, like)
+    def crop(self, low: Tensor) -> Tensor:
+        """Cut what belongs to the part from what is known of the whole low resolution, (N, C, h, w)."""
+        return low[..., self._pixels[0], self._pixels[1]]
 
-    return bands(pixels.stop - pixels.start, length, like.device, used, make)
+    def degrade(self, image: Tensor) -> Tensor:
+        """Make the part, (N, 1, H', W'), low in every way.
+
+        Returns:
+            (N, 4, h', w'), a channel for nearest, area, bilinear and bicubic.
+        """
+        return torch.cat([resample(image, *axes) for axes in self._shrinking], dim=1)
+
+    def average(self, image: Tensor) -> Tensor:
+        """Make the part low by the filter that has no negative weights and no gaps."""
+        return resample(image, *self._shrinking[_KINDS.index("bilinear")])
+
+    def spread(self, low: Tensor) -> Tensor:
+        """Interpolate (N, 1, h', w') over the part."""
+        return resample(low, *self._spreading)
 
 
 class Consistency(nn.Module):
     """Correct a result by what its own low resolution lacks.
 
-    How depth was made low, and how far it can be trusted, is estimated from the context.
+    How depth was made low is estimated from the context and from the whole image's differences, how far it can be
+    trusted from the context.
 
     Args:
         context_channels: Width of the vector that describes the depth map.
@@ -103,10 +155,48 @@ class Consistency(nn.Module):
 
     def __init__(self, context_channels: int) -> None:
         super().__init__()
-        # One logit per filter, and one per pass for the trust in the measurement.
-        self.estimate = nn.Linear(context_channels, len(_KINDS) + _PASSES)
+        # One logit per filter, and those of the trust in the measurement.
+        self.estimate = nn.Linear(context_channels, len(_KINDS) + _TRUSTS)
         nn.init.zeros_(self.estimate.weight)
         nn.init.zeros_(self.estimate.bias)
+        # The smaller the differences, the likelier the filter.
+        self.evidence = nn.Linear(len(_KINDS), len(_KINDS), bias=False)
+        with torch.no_grad():
+            self.evidence.weight.copy_(-_EVIDENCE_WEIGHT * torch.eye(len(_KINDS)))
+        # How much of a correction a pass makes: of a wide filter's more than all of it can be best, while samples
+        # of single pixels have nothing left after the first.
+        self.steps = nn.Parameter(torch.ones(len(_KINDS), _PASSES))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Read weights, also those of before the evidence was weighed, when there were two passes of whole steps."""
+        state_dict.setdefault(f"{prefix}evidence.weight", torch.zeros_like(self.evidence.weight))
+        steps = torch.zeros_like(self.steps)
+        steps[:, :2] = 1
+        state_dict.setdefault(f"{prefix}steps", steps)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def weigh(self, degraded: Tensor, measured: Tensor, valid: Tensor, context: Tensor) -> Tensor:
+        """Estimate how depth was made low.
+
+        Args:
+            degraded: (N, 4, h, w) the whole result made low in every way, see :meth:`Alignment.degrade`.
+            measured: (N, 1, h, w), the whole low resolution, holes filled.
+            valid: (N, 1, h, w) bool: where it was measured.
+            context: (N, channels).
+
+        Returns:
+            (N, 4) shares of the filters, which sum to one.
+        """
+        # What is estimated here is no reason to change the result.
+        difference = (measured - degraded.detach()) * valid
+        # An image that is all holes must not become NaN.
+        pixels = valid.sum(dim=(2, 3)).clamp(min=1).to(difference.dtype)
+        logarithms = (difference.abs().sum(dim=(2, 3)) / pixels).add(_EVIDENCE_FLOOR).log()
+        # Only how the filters compare tells them apart, not how large the differences are.
+        evidence = _EVIDENCE_SCALE * (logarithms - logarithms.mean(dim=1, keepdim=True))
+        logits = self.estimate(context.to(measured.dtype))[:, : len(_KINDS)] + self.evidence(evidence)
+        shares: Tensor = logits.softmax(dim=1)
+        return shares
 
     def forward(
         self,
@@ -115,53 +205,36 @@ class Consistency(nn.Module):
         measured: Tensor,
         valid: Tensor,
         context: Tensor,
-        *,
-        origin: tuple[int, int],
-        ratio: tuple[float, float],
+        degraded: Tensor,
+        shares: Tensor,
+        alignment: Alignment,
     ) -> Tensor:
         """Correct.
 
         Args:
-            result: (N, 1, H', W') in the unit of ``measured``: the part of the image that begins at ``origin``.
+            result: (N, 1, H', W') in the unit of ``measured``, a part of the image.
             log_variance: (N, 1, H', W') how unsure the network is, on any scale.
             measured: (N, 1, h, w), the whole low resolution, holes filled.
             valid: (N, 1, h, w) bool: where it was measured.
             context: (N, channels).
-            origin: Offset of the part in pixels, top and left.
-            ratio: High-resolution over low-resolution length, vertical and horizontal.
+            degraded: (N, 4, h, w) the whole result made low in every way.
+            shares: (N, 4) from :meth:`weigh`.
+            alignment: Of the part.
 
         Returns:
             (N, 1, H', W').
         """
-        estimate = self.estimate(context.to(result.dtype))
-        shares = estimate[:, : len(_KINDS)].softmax(dim=1)[:, :, None, None]
-        trust = estimate[:, len(_KINDS) :].sigmoid()[:, :, None, None]
+        trust = self.estimate(context.to(result.dtype))[:, len(_KINDS) :].sigmoid()
+        trust = torch.cat((trust, trust[:, -1:].expand(-1, _PASSES - _TRUSTS)), dim=1)
+        steps = (trust * (shares @ self.steps.to(shares.dtype)))[:, :, None, None]
         variance = log_variance.to(result.dtype).clamp(-_LOG_VARIANCE, _LOG_VARIANCE).exp()
-        height, width = result.shape[-2:]
-        rows = covered(origin[0], height, ratio[0], measured.shape[-2])
-        columns = covered(origin[1], width, ratio[1], measured.shape[-1])
-        measured, valid = measured[..., rows, columns], valid[..., rows, columns]
-        filters = {
-            kind: (
-                shrinking_bands(kind, rows, origin[0], height, ratio[0], result),
-                shrinking_bands(kind, columns, origin[1], width, ratio[1], result),
-            )
-            for kind in _KINDS
-        }
-
-        def shrink(image: Tensor, kind: str) -> Tensor:
-            return resample(image, *filters[kind])
-
-        # A filter without negative weights, or the quotient could be anything.
-        gain = valid / shrink(variance, "bilinear").clamp(min=1e-6)
-        y = positions(origin[0], height, 1, ratio[0], result.device) - rows.start
-        x = positions(origin[1], width, 1, ratio[1], result.device) - columns.start
-        spread = (
-            interpolation(measured.shape[-2], y, "cubic", result.dtype),
-            interpolation(measured.shape[-1], x, "cubic", result.dtype),
-        )
+        measured, valid, degraded = (alignment.crop(image) for image in (measured, valid, degraded))
+        # A filter with negative weights could make the quotient anything.
+        gain = valid / alignment.average(variance).clamp(min=1e-6)
         for i in range(_PASSES):
-            low = sum(shares[:, k : k + 1] * shrink(result, kind) for k, kind in enumerate(_KINDS))
-            missing = trust[:, i : i + 1] * gain * (measured - low)
-            result = result + variance * resample(missing, *spread)
+            if i > 0:
+                degraded = alignment.degrade(result)
+            low = (degraded * shares[:, :, None, None]).sum(dim=1, keepdim=True)
+            missing = steps[:, i : i + 1] * gain * (measured - low)
+            result = result + variance * alignment.spread(missing)
         return result

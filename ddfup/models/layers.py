@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ddfup.errors import ArgumentError
 from ddfup.ops import ddf, ddf_up
+from ddfup.ops.convex import convex_filters
 
 # Added to the standard deviation of a filter; the value of the authors' code.
 _EPS = 1e-10
@@ -109,25 +110,19 @@ class SpatialFilterBranch(nn.Module):
         Returns:
             (N, S*heads*K*K, ceil(H/stride), ceil(W/stride)).
         """
-        raw = self._project(guidance)
-        n, _, h, w = raw.shape
-        stacked: Tensor = raw.view(n, self.filters, self.values, h, w)
-        if self.norm is not None:
-            stacked = self.norm(stacked.movedim(2, -1)).movedim(-1, 2)
-        elif self.normalization == "softmax":
-            # Of half precision the weights would not sum to one.
-            stacked = stacked.softmax(dim=2, dtype=torch.promote_types(stacked.dtype, torch.float32))
-        return stacked.reshape(n, self.filters * self.values, h, w)
-
-    def _project(self, guidance: Tensor) -> Tensor:
-        """The 1 x 1 convolution, as a matrix product: its planes come out as the op reads them, whatever comes in."""
-        weight, bias = self.project.weight.flatten(1), self.project.bias
-        assert bias is not None
         if self.stride > 1:
             guidance = guidance[..., :: self.stride, :: self.stride]
+        weight, bias = self.project.weight.flatten(1), self.project.bias
+        assert bias is not None
+        if self.normalization == "softmax":
+            return convex_filters(guidance, weight, bias, taps=self.values)
         n, _, h, w = guidance.shape
+        # The 1 x 1 convolution, as a matrix product: its planes come out as the op reads them, whatever comes in.
         planes = torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), guidance.flatten(2))
-        return planes.view(n, -1, h, w)
+        if self.norm is not None:
+            stacked = planes.view(n, self.filters, self.values, h, w)
+            planes = self.norm(stacked.movedim(2, -1)).movedim(-1, 2)
+        return planes.reshape(n, self.filters * self.values, h, w)
 
 
 class ChannelFilterBranch(nn.Module):

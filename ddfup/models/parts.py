@@ -78,7 +78,7 @@ class Prepared:
         level: Of the trunk.
         coarse: Of the whole image; None where it is left to the parts, and while it is not yet known.
         finer: The guide's features, (N, C, H', W'), of the whole image at the levels before that of ``coarse``, from
-            level 1 on, if they are kept.
+            level 1 on, where that is given.
     """
 
     depth: Tensor
@@ -94,6 +94,11 @@ class Prepared:
     level: int
     coarse: Coarse | None = None
     finer: tuple[Tensor, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the depth."""
+        return self.depth.shape[-2], self.depth.shape[-1]
 
     def sample(self, image: Tensor, window: Window, step: float, mode: str = "cubic") -> Tensor:
         """Interpolate a low-resolution image in the middle of every cell of ``step`` pixels of a window."""

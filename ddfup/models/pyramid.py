@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ddfup.errors import ArgumentError
 from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, add, conv
-from ddfup.models.consistency import Consistency, reach
+from ddfup.models.consistency import Alignment, Consistency, footprint, reach
 from ddfup.models.context import ContextEncoder
 from ddfup.models.parts import Coarse, Prepared, Window
 from ddfup.models.sampling import (
@@ -47,9 +47,6 @@ _WHOLE_LEVEL = 3
 # As far as this level the stages after such a trunk run for the whole image, too: what they compute is held, 12 bytes
 # a pixel of the guide, and the tiles that do the rest need a third of the halo.
 _TILE_LEVEL = 2
-# The guide's features at finer levels are kept from the first pass over the tiles for the second, which saves a tenth
-# of the time, up to so many pixels times channels: 44 megapixels of 24 channels, a gigabyte.
-_KEPT_VALUES = 1 << 30
 # Rows of a strip in which the estimates of tiles are compared with the measurement.
 _STRIP = 1024
 
@@ -218,10 +215,11 @@ class GuidedPyramid(nn.Module):
         if prepared.level < _WHOLE_LEVEL:
             return prepared
         multiple = 2**_TILE_LEVEL
-        kept = len(depth) * size[0] * size[1] * self.config.guide_channels[0] <= _KEPT_VALUES
+        # Features of the finer levels are kept for the second pass over the tiles: computed again, they would cost a
+        # tenth of the time.
         mosaics = {
             level: Mosaic(*size, cell=2**level, multiple=multiple, memory_format=torch.channels_last)
-            for level in range(1 if kept else _TILE_LEVEL, _TILE_LEVEL + 1)
+            for level in range(1, _TILE_LEVEL + 1)
         }
         for tile, part in parts:
             encoded = self._encode(prepared, part)
@@ -250,10 +248,7 @@ class GuidedPyramid(nn.Module):
             multiple = 2**_TILE_LEVEL
             coarse = prepared.coarse.crop(part.index(multiple, multiple))
             finer = [kept[part.index(2**level, multiple)] for level, kept in enumerate(prepared.finer, 1)]
-            if finer:
-                pyramid = [self._normalize(prepared, guide), *finer]
-            else:
-                pyramid = self._encode(prepared, guide, _TILE_LEVEL - 1)
+            pyramid = [self._normalize(prepared, guide), *finer]
         return self._upsample(prepared, coarse, pyramid, part)
 
     def finish(self, prepared: Prepared, estimate: Tensor) -> Tensor:
@@ -267,13 +262,17 @@ class GuidedPyramid(nn.Module):
             (N, 1, H, W) in the unit of the depth.
         """
         height, margin = estimate.shape[-2], reach(prepared.ratio[0])
+        degraded = self._made_low(prepared, estimate[:, :1])
+        shares = self._weigh(prepared, degraded)
         result = torch.empty_like(estimate[:, :1])
         # By strips, so that what is computed on the way stays small.
         rows = max(_STRIP, 4 * margin)
         for top in range(0, height, rows):
             bottom = min(height, top + rows)
             first, last = max(0, top - margin), min(height, bottom + margin)
-            part = self._compare(prepared, estimate[..., first:last, :], (first, 0))
+            strip = estimate[..., first:last, :]
+            alignment = Alignment(strip, (first, 0), prepared.ratio, prepared.size)
+            part = self._correct(prepared, strip, degraded, shares, alignment)
             result[..., top:bottom, :] = part[..., top - first : bottom - first, :]
         return result
 
@@ -295,16 +294,10 @@ class GuidedPyramid(nn.Module):
         guide = (guide - prepared.guide_mean) / (prepared.guide_std + 0.05)
         return _pad(guide, 2 ** self._tile_level(prepared.level))
 
-    def _encode(self, prepared: Prepared, guide: Tensor, last: int | None = None) -> list[Tensor]:
-        """The normalised guide and its features at levels 1, 2, ..., as far as tiles go.
-
-        Args:
-            prepared: Of the image.
-            guide: (N, 3, H', W').
-            last: The last level that is wanted; None: that where tiles begin.
-        """
+    def _encode(self, prepared: Prepared, guide: Tensor) -> list[Tensor]:
+        """The normalised guide, of (N, 3, H', W'), and its features at levels 1, 2, ..., as far as tiles go."""
         guide = self._normalize(prepared, guide)
-        last = self._tile_level(prepared.level) if last is None else last
+        last = self._tile_level(prepared.level)
         return [guide, *self._deepen(F.pixel_unshuffle(guide, 2), 0, last)]
 
     def _deepen(self, x: Tensor, first: int, last: int) -> list[Tensor]:
@@ -352,7 +345,7 @@ class GuidedPyramid(nn.Module):
         Args:
             prepared: Of the image.
             coarse: Of the part of it.
-            pyramid: Of that part, what :meth:`_encode` gives for the levels finer than that of ``coarse``.
+            pyramid: Of that part, what :meth:`_encode` gives for the levels finer than that of ``coarse``; used up.
             part: What is wanted, (H', W') pixels; the pyramid may go on below and to the right.
 
         Returns:
@@ -361,8 +354,8 @@ class GuidedPyramid(nn.Module):
         top, left = part.top, part.left
         x, depth = coarse.features, coarse.depth
         for i in range(len(pyramid) - 1, 0, -1):
-            x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i], prepared.context)
-        guide = pyramid[0]
+            x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid.pop(), prepared.context)
+        guide = pyramid.pop()
         window = Window(top, left, guide.shape[-2], guide.shape[-1])
         if self.config.packed_head:
             x, depth = self.stages[0](x, depth, guide)
@@ -371,8 +364,11 @@ class GuidedPyramid(nn.Module):
         else:
             x, depth = self.stages[0](x, depth, guide, prepared.context)
             sharpened = self._beyond_bilinear(prepared, coarse, depth, window)
-            inputs = self.head_inputs(torch.cat((guide, sharpened), dim=1))
-            outputs = self.result(activation(add(self.head_features(self.head_norm(x)), inputs)))
+            # A name for all, so that no layer of full resolution outlives its use.
+            x = self.head_norm(x)
+            x = self.head_features(x)
+            x = add(x, self.head_inputs(torch.cat((guide, sharpened), dim=1)))
+            outputs = self.result(activation(x))
         own = (..., slice(part.height), slice(part.width))
         residual, gate, log_variance = outputs[own].to(depth.dtype).chunk(3, dim=1)
         change = (2 + gate).sigmoid() * sharpened[own] + RESIDUAL_UNIT * residual
@@ -380,8 +376,38 @@ class GuidedPyramid(nn.Module):
         estimate = prepared.sample(prepared.depth, part, 1) + deviation * change
         return torch.cat((estimate, log_variance), dim=1)
 
-    def _compare(self, prepared: Prepared, estimate: Tensor, origin: tuple[int, int]) -> Tensor:
-        """From the estimate of a part, (N, 2, H', W'), to its result, (N, 1, H', W') in the unit of the depth."""
+    def _made_low(self, prepared: Prepared, depth: Tensor) -> Tensor:
+        """Make the depth of the whole estimate, (N, 1, H, W), low in every way, (N, 4, h, w), by strips."""
+        height, (count, width) = depth.shape[-2], prepared.size
+        step = max(1, int(_STRIP / prepared.ratio[0]))
+        parts = []
+        for first in range(0, count, step):
+            rows = slice(first, min(count, first + step))
+            used = footprint(rows, prepared.ratio[0])
+            top, bottom = max(0, used.start), min(height, used.stop)
+            strip = depth[..., top:bottom, :]
+            alignment = Alignment(strip, (top, 0), prepared.ratio, (count, width), (rows, slice(0, width)))
+            parts.append(alignment.degrade(strip))
+        return torch.cat(parts, dim=-2)
+
+    def _weigh(self, prepared: Prepared, degraded: Tensor) -> Tensor:
+        """Estimate how depth was made low, (N, 4), from what :meth:`_made_low` gives."""
+        with full_precision(degraded):
+            shares: Tensor = self.consistency.weigh(degraded, prepared.depth, prepared.valid, prepared.context)
+            return shares
+
+    def _correct(
+        self, prepared: Prepared, estimate: Tensor, degraded: Tensor, shares: Tensor, alignment: Alignment
+    ) -> Tensor:
+        """From the estimate of a part, (N, 2, H', W'), to its result, (N, 1, H', W'), in the unit of the depth.
+
+        Args:
+            prepared: Of the image.
+            estimate: Of the part.
+            degraded: Of the whole image, from :meth:`_made_low`.
+            shares: Of the whole image, from :meth:`_weigh`.
+            alignment: Of the part.
+        """
         with full_precision(estimate):
             result: Tensor = self.consistency(
                 estimate[:, :1],
@@ -389,8 +415,9 @@ class GuidedPyramid(nn.Module):
                 prepared.depth,
                 prepared.valid,
                 prepared.context,
-                origin=origin,
-                ratio=prepared.ratio,
+                degraded,
+                shares,
+                alignment,
             )
             return result * prepared.std + prepared.mean
 
@@ -419,5 +446,8 @@ class GuidedPyramid(nn.Module):
         size = (guide.shape[-2], guide.shape[-1])
         prepared = self._describe(depth, valid, size, guide_mean, guide_std)
         pyramid = self._encode(prepared, guide)
-        coarse = self._coarse(prepared, pyramid[-1], 0, 0)
-        return self._compare(prepared, self._upsample(prepared, coarse, pyramid[:-1], Window(0, 0, *size)), (0, 0))
+        coarse = self._coarse(prepared, pyramid.pop(), 0, 0)
+        estimate = self._upsample(prepared, coarse, pyramid, Window(0, 0, *size))
+        alignment = Alignment(estimate, (0, 0), prepared.ratio, prepared.size)
+        degraded = alignment.degrade(estimate[:, :1])
+        return self._correct(prepared, estimate, degraded, self._weigh(prepared, degraded), alignment)

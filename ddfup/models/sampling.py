@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ _KEYS_A = -0.5
 _WINDOW = 15
 _FLOOR = 0.01
 # Matrices up to this side are made and multiplied whole; larger ones in blocks of so many pixels.
-_DENSE = 1024
+_DENSE = 256
 _BAND = 128
 
 # A matrix of weights, of which most are zero, in blocks of rows: the columns that each uses, and their weights.
@@ -143,38 +142,31 @@ def cubic_kernel(distance: Tensor) -> Tensor:
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0))
 
 
-def bands(
-    rows: int,
-    columns: int,
-    device: torch.device,
-    used: Callable[[int, int], tuple[int, int]],
-    make: Callable[[int, int, int, int], Tensor],
-) -> Bands:
-    """Make a matrix of weights near its diagonal in blocks of rows, each with the columns it uses.
+def bands(columns: Tensor, weights: Tensor, length: int) -> Bands:
+    """Make a matrix near whose diagonal the weights lie, in blocks of rows where it is large.
 
-    The cost of making it and of a product with it then grows with the number of pixels, not with that times the side of
-    the image.
+    The cost of a product with it then grows with the number of pixels, not with that times the side of the image.
 
     Args:
-        rows: Number of rows.
-        columns: Number of columns.
-        device: Where the weights shall be.
-        used: From the first row of a block and the one behind its last to the first column that has weights and the one
-            behind the last; both may lie outside the matrix.
-        make: From first row, number of rows, first column and number of columns to that part of the matrix.
+        columns: (rows, taps) int64, where the weights of a row lie; what lies on the same place is added.
+        weights: (rows, taps).
+        length: Number of columns.
     """
-    longest = max(rows, columns)
+    rows = weights.shape[0]
+
+    def block(first: int, last: int, begin: int, end: int) -> Tensor:
+        table = torch.zeros(last - first, end - begin, dtype=weights.dtype, device=weights.device)
+        return table.scatter_add(1, columns[first:last] - begin, weights[first:last])
+
     # A GPU would wait for the answer which columns are used, and does the whole product in no time.
-    if torch.compiler.is_compiling() or longest <= _DENSE or device.type != "cpu":
-        return [(slice(None), make(0, rows, 0, columns))]
-    step = max(16, _BAND * rows // longest)
+    if torch.compiler.is_compiling() or max(rows, length) <= _DENSE or weights.device.type != "cpu":
+        return [(slice(None), block(0, rows, 0, length))]
+    step = max(16, _BAND * rows // max(rows, length))
     blocks = []
     for first in range(0, rows, step):
         last = min(rows, first + step)
-        begin, end = used(first, last)
-        begin = min(max(0, begin), columns - 1)
-        end = max(begin + 1, min(columns, end))
-        blocks.append((slice(begin, end), make(first, last - first, begin, end - begin)))
+        begin, end = (int(edge) for edge in columns[first:last].aminmax())
+        blocks.append((slice(begin, end + 1), block(first, last, begin, end + 1)))
     return blocks
 
 
@@ -190,23 +182,12 @@ def interpolation(length: int, positions: Tensor, mode: str, dtype: torch.dtype)
     Returns:
         (n, length).
     """
-    before, behind = (-1, 3) if mode == "cubic" else (0, 2)
-
-    def make(first: int, count: int, start: int, width: int) -> Tensor:
-        places = positions[first : first + count]
-        base = places.floor()
-        offsets = torch.arange(before, behind, device=places.device)
-        distance = (places[:, None] - base[:, None] - offsets).abs()
-        weights = cubic_kernel(distance) if mode == "cubic" else 1 - distance
-        indices = (base.long()[:, None] + offsets).clamp(0, length - 1)
-        table = torch.zeros(count, width, dtype=dtype, device=places.device)
-        return table.scatter_add(1, indices - start, weights.to(dtype))
-
-    def used(first: int, last: int) -> tuple[int, int]:
-        low, high = float(positions[first]), float(positions[last - 1])
-        return math.floor(low) + before, math.floor(high) + behind
-
-    return bands(len(positions), length, positions.device, used, make)
+    base = positions.floor()[:, None]
+    offsets = torch.arange(-1, 3) if mode == "cubic" else torch.arange(0, 2)
+    offsets = offsets.to(positions.device)
+    distance = (positions[:, None] - base - offsets).abs()
+    weights = cubic_kernel(distance) if mode == "cubic" else 1 - distance
+    return bands((base.long() + offsets).clamp(0, length - 1), weights.to(dtype), length)
 
 
 def resample(image: Tensor, across: Bands, along: Bands) -> Tensor:

@@ -93,6 +93,14 @@ def test_bundled_models_beat_bicubic_on_the_demo_scene(info):
         assert error < plain, kind
 
 
+@pytest.mark.parametrize("name", ["base", "small"])
+def test_tiles_equal_the_whole(name):
+    guide, truth = demo.load_pair()
+    low = degrade(truth, 8, "area")
+    whole, tiled = (Upsampler(name, device="cpu", tile=tile)(low, guide, fill=True) for tile in ("none", 256))
+    assert 0 < np.abs(tiled - whole).max() <= 1e-5 * np.ptp(whole)
+
+
 def test_the_default_model_comes_first():
     names = [info.name for info in BUNDLED]
     assert len(set(names)) == len(names)
@@ -128,6 +136,19 @@ def rewrite(path, *, metadata=(), change=None):
     facts["tensors_sha256"] = models._tensors_sha256(tensors)
     facts.update(metadata)
     save_file(tensors, path, {key: value for key, value in facts.items() if value is not None})
+
+
+def test_weights_of_before_the_evidence_was_weighed_do_without_it(weights):
+    rewrite(weights, change=lambda t: (t.pop("consistency.evidence.weight"), t.pop("consistency.steps")))
+    network = models.load_model(weights)
+    expected = tiny_pyramid()
+    torch.nn.init.zeros_(expected.consistency.evidence.weight)
+    expected.consistency.steps = torch.nn.Parameter(torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 4))
+    depth, guide = pair((6, 8), (48, 64))
+    with torch.no_grad():
+        assert torch.equal(network(depth, guide), expected(depth, guide))
+        # What it is trained to weigh makes a difference.
+        assert not torch.equal(network(depth, guide), tiny_pyramid()(depth, guide))
 
 
 def test_saved_weights_come_back_with_all_that_is_needed(weights):
