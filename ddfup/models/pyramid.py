@@ -47,6 +47,9 @@ _WHOLE_LEVEL = 3
 # As far as this level the stages after such a trunk run for the whole image, too: what they compute is held, 12 bytes
 # a pixel of the guide, and the tiles that do the rest need a third of the halo.
 _TILE_LEVEL = 2
+# Stages that run for a whole image of more pixels than this go by strips of about as many, or what their layers need
+# would be several times what must be held.
+_STAGE_PIXELS = 1 << 17
 # Rows of a strip in which the estimates of tiles are compared with the measurement.
 _STRIP = 1024
 
@@ -335,9 +338,42 @@ class GuidedPyramid(nn.Module):
             x = block(x)
         x = activation(self.trunk_out[min(level, len(self.trunk_out)) - 1](self.trunk_norm(x)))
         for i in range(level - 1, bottom - 1, -1):
-            x, depth = self.stages[min(i, len(self.stages) - 1)](x, depth, pyramid[i - bottom], prepared.context)
+            x, depth = self._run_stage(i, x, depth, pyramid[i - bottom], prepared.context)
         height, width = guide.shape[-2:]
         return Coarse(x, depth, base, (top, left)).crop((..., slice(height), slice(width)))
+
+    def _run_stage(self, i: int, x: Tensor, depth: Tensor, guide: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the stage that ends at a level, by strips where the image is large.
+
+        Args:
+            i: Level.
+            x: (N, C, H, W) features.
+            depth: (N, 1, H, W).
+            guide: (N, C', 2H, 2W).
+            context: Of the depth map.
+
+        Returns:
+            Features (N, C'', 2H, 2W) and depth (N, 1, 2H, 2W).
+        """
+        stage = self.stages[min(i, len(self.stages) - 1)]
+        rows, columns = x.shape[-2:]
+        if torch.compiler.is_compiling() or rows * columns <= _STAGE_PIXELS:
+            features, raised = stage(x, depth, guide, context)
+            return features, raised
+        step = max(1, _STAGE_PIXELS // columns)
+        # Two convolutions a block, and the window of DDF-Up.
+        blocks = self.config.stage_blocks
+        halo = 2 * blocks[min(i, len(blocks) - 1)] + self.config.kernel_size // 2
+        mosaics = [Mosaic(2 * rows, 2 * columns, memory_format=torch.channels_last) for _ in range(2)]
+        for top in range(0, rows, step):
+            bottom = min(rows, top + step)
+            first, last = max(0, top - halo), min(rows, bottom + halo)
+            read = slice(first, last)
+            parts = stage(x[..., read, :], depth[..., read, :], guide[..., 2 * first : 2 * last, :], context)
+            tile = Tile((2 * first, 2 * last, 0, 2 * columns), (2 * top, 2 * bottom, 0, 2 * columns))
+            for mosaic, part in zip(mosaics, parts, strict=True):
+                mosaic.put(tile, part)
+        return mosaics[0].image, mosaics[1].image
 
     def _upsample(self, prepared: Prepared, coarse: Coarse, pyramid: list[Tensor], part: Window) -> Tensor:
         """Run the stages of the fine levels and the head.
