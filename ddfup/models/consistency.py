@@ -59,7 +59,8 @@ def shrinking(kind: str, pixels: slice, start: int, length: int, ratio: float, l
     low = ((torch.arange(pixels.start, pixels.stop, dtype=torch.float64, device=like.device) + 0.5) * ratio)[:, None]
     # At ratios below one pixel per cell a filter is not narrowed further. The widest reaches two cells to either side.
     cell = max(ratio, 1.0)
-    reached = torch.arange(math.ceil(4 * cell) + 2, dtype=torch.float64, device=like.device)
+    # Rounded, and one more than the most, since exported files know no other way from a length to a whole number.
+    reached = torch.arange(round(4 * cell) + 3, dtype=torch.float64, device=like.device)
     high = (low - 2 * cell - 0.5).floor() + reached
     distance = high + 0.5 - low
     if kind == "nearest":

@@ -11,6 +11,7 @@ from ddfup import cli, models
 from ddfup.errors import ExportError, InputError
 from ddfup.export import checks, files, onnx_file, pt2_file, tracing
 from ddfup.export import run as export_run
+from ddfup.models.consistency import Alignment
 from ddfup.speed import exported as speed_exported
 
 onnx = pytest.importorskip("onnx")
@@ -123,6 +124,24 @@ def test_a_program_serves_all_sizes_and_ratios(folder):
         torch.testing.assert_close(module(*case.inputs()), network(*case.inputs()), rtol=0, atol=3e-5)
     read = files.read(path)
     assert read.content == "program" and read.metadata["weights_sha256"] == models.read_info(weights).sha256
+
+
+class LowAndHigh(torch.nn.Module):
+    """The filters between the resolutions, of which the whole default network would take minutes to export."""
+
+    def forward(self, depth, guide, valid):
+        sizes = guide.shape[-2:], depth.shape[-2:]
+        ratio = sizes[0][0] / sizes[1][0], sizes[0][1] / sizes[1][1]
+        alignment = Alignment(guide, (0, 0), ratio, sizes[1])
+        return alignment.spread(alignment.degrade(guide[:, :1]).mean(dim=1, keepdim=True) * valid)
+
+
+def test_what_is_computed_from_sizes_survives_being_written(tmp_path):
+    network, path = LowAndHigh(), tmp_path / "filters.pt2"
+    torch.export.save(tracing.trace(network, checks.Case((6, 9), (48, 72)).inputs(), multiple=8), path)
+    module = torch.export.load(path).module()
+    for case in (checks.Case((6, 9), (48, 72)), checks.Case((9, 7), (80, 56))):
+        torch.testing.assert_close(module(*case.inputs()), network(*case.inputs()), rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not pt2_file.has_compiler(), reason="no C++ compiler")
