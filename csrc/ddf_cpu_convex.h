@@ -1,6 +1,6 @@
 // Filters that are positive and sum to one: a 1 x 1 convolution and the softmax over the taps of every filter, in one
-// pass over the pixels. Separately, what the convolution makes goes to memory and back twice, 144 bytes a pixel at K
-// = 3.
+// pass over the pixels. Separately, what the convolution makes, 144 bytes a pixel for windows of 3 x 3, goes to memory
+// and back twice.
 #pragma once
 
 #include <algorithm>

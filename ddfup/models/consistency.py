@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddfup.models.sampling import Bands, bands, covered, cubic_kernel, interpolation, positions, resample
+from ddfup.models.parts import Prepared
+from ddfup.models.sampling import (
+    Bands,
+    bands,
+    covered,
+    cubic_kernel,
+    full_precision,
+    interpolation,
+    positions,
+    resample,
+)
 
 # How depth may have been made low.
 _KINDS = ("nearest", "area", "bilinear", "bicubic")
@@ -26,6 +36,8 @@ _REACH = 4
 # Tolerance, in pixels, of the comparisons that say which pixel is the middle of a cell and which lie in it: runtimes of
 # exported networks may have ratios in float32.
 _TIE = 1e-3
+# Rows of a strip in which large images are compared, so that what is computed on the way stays small.
+_STRIP = 1024
 # Evidence for a filter: the logarithm of its differences' mean amount (squares would let a few thin things decide). One
 # filter's is a tenth smaller than another's, of which this makes a number that weights of a tenth suffice for. It does
 # not grow with the number of pixels: what the network itself gets wrong, it gets wrong in all of them.
@@ -144,6 +156,21 @@ class Alignment:
         return resample(low, *self._spreading)
 
 
+def _degrade_by_strips(prepared: Prepared, depth: Tensor) -> Tensor:
+    """Make the whole high resolution, (N, 1, H, W), low in every way, (N, 4, h, w), some rows at a time."""
+    height, (count, width) = depth.shape[-2], prepared.size
+    step = max(1, int(_STRIP / prepared.ratio[0]))
+    parts = []
+    for first in range(0, count, step):
+        rows = slice(first, min(count, first + step))
+        used = footprint(rows, prepared.ratio[0])
+        top, bottom = max(0, used.start), min(height, used.stop)
+        strip = depth[..., top:bottom, :]
+        alignment = Alignment(strip, (top, 0), prepared.ratio, (count, width), (rows, slice(0, width)))
+        parts.append(alignment.degrade(strip))
+    return torch.cat(parts, dim=-2)
+
+
 class Consistency(nn.Module):
     """Correct a result by what its own low resolution lacks.
 
@@ -199,7 +226,47 @@ class Consistency(nn.Module):
         shares: Tensor = logits.softmax(dim=1)
         return shares
 
-    def forward(
+    def forward(self, prepared: Prepared, estimate: Tensor) -> Tensor:
+        """Make the result of the estimate of a whole image, by strips where it is large.
+
+        Args:
+            prepared: Of the image.
+            estimate: (N, 2, H, W) normalised depth, and the logarithm of its variance on any scale.
+
+        Returns:
+            (N, 1, H, W) in the unit of the depth.
+        """
+        with full_precision(estimate):
+            height, margin = estimate.shape[-2], reach(prepared.ratio[0])
+            if torch.compiler.is_compiling() or torch.is_grad_enabled() or height <= _STRIP:
+                alignment = Alignment(estimate, (0, 0), prepared.ratio, prepared.size)
+                degraded = alignment.degrade(estimate[:, :1])
+                return self._correct(prepared, estimate, degraded, self._shares(prepared, degraded), alignment)
+            degraded = _degrade_by_strips(prepared, estimate[:, :1])
+            shares = self._shares(prepared, degraded)
+            result = torch.empty_like(estimate[:, :1])
+            rows = max(_STRIP, 4 * margin)
+            for top in range(0, height, rows):
+                bottom = min(height, top + rows)
+                first, last = max(0, top - margin), min(height, bottom + margin)
+                strip = estimate[..., first:last, :]
+                alignment = Alignment(strip, (first, 0), prepared.ratio, prepared.size)
+                part = self._correct(prepared, strip, degraded, shares, alignment)
+                result[..., top:bottom, :] = part[..., top - first : bottom - first, :]
+            return result
+
+    def _shares(self, prepared: Prepared, degraded: Tensor) -> Tensor:
+        return self.weigh(degraded, prepared.depth, prepared.valid, prepared.context)
+
+    def _correct(
+        self, prepared: Prepared, estimate: Tensor, degraded: Tensor, shares: Tensor, alignment: Alignment
+    ) -> Tensor:
+        """From the estimate of a part, (N, 2, H', W'), to its result, (N, 1, H', W'), in the unit of the depth."""
+        images = estimate[:, :1], estimate[:, 1:], prepared.depth, prepared.valid
+        result = self.correct(*images, prepared.context, degraded, shares, alignment)
+        return result * prepared.std + prepared.mean
+
+    def correct(
         self,
         result: Tensor,
         log_variance: Tensor,
@@ -210,7 +277,7 @@ class Consistency(nn.Module):
         shares: Tensor,
         alignment: Alignment,
     ) -> Tensor:
-        """Correct.
+        """Correct a part of the image, or all of it.
 
         Args:
             result: (N, 1, H', W') in the unit of ``measured``, a part of the image.

@@ -25,18 +25,17 @@ from torch.nn import functional as F
 
 from ddfup.errors import ArgumentError
 from ddfup.models.blocks import ChannelNorm, ResidualBlock, activation, add, conv
-from ddfup.models.consistency import Alignment, Consistency, footprint, reach
+from ddfup.models.consistency import Consistency
 from ddfup.models.context import ContextEncoder
 from ddfup.models.parts import Coarse, Prepared, Window
 from ddfup.models.sampling import (
     fill_holes,
-    full_precision,
     image_statistics,
     normalize_depth,
     normalize_locally,
     sample_window,
 )
-from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage
+from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage, run_stage
 from ddfup.tiling import Mosaic, Tile
 
 # The level from which on the whole trunk runs; every finer one has four times the pixels and half of the blocks.
@@ -47,11 +46,6 @@ _WHOLE_LEVEL = 3
 # As far as this level the stages after such a trunk run for the whole image, too: what they compute is held, 12 bytes
 # a pixel of the guide, and the tiles that do the rest need a third of the halo.
 _TILE_LEVEL = 2
-# Stages that run for a whole image of more pixels than this go by strips of about as many, or what their layers need
-# would be several times what must be held.
-_STAGE_PIXELS = 1 << 17
-# Rows of a strip in which the estimates of tiles are compared with the measurement.
-_STRIP = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,16 +156,14 @@ class GuidedPyramid(nn.Module):
         level = self.level(ratio)
         top = self._tile_level(level)
         cell = 2**top
-        tables = self.config.guide_blocks, self.config.stage_blocks
+        blocks = self.config.guide_blocks
         # How far from a pixel the stages look, beginning with the head's two convolutions, and the guide's encoder.
         stages, encoder, halo = 2, 0, 0
         for i in range(top):
-            guides, blocks = (table[min(i, len(table) - 1)] for table in tables)
-            # Two convolutions a block, and the window of DDF-Up.
-            stages += (2 * blocks + self.config.kernel_size // 2) * 2 ** (i + 1)
+            stages += self._stage_reach(i) * 2 ** (i + 1)
             halo = max(halo, stages + encoder)
-            # A strided step (of the packed guide at first), and the blocks.
-            encoder += max(2, 2**i) + 2 * guides * 2 ** (i + 1)
+            # A strided step (of the packed guide at first), and two convolutions a block.
+            encoder += max(2, 2**i) + 2 * blocks[min(i, len(blocks) - 1)] * 2 ** (i + 1)
         # What encodes the guide for the levels that are computed beforehand.
         halo = max(halo, encoder)
         if level < _WHOLE_LEVEL:
@@ -185,6 +177,12 @@ class GuidedPyramid(nn.Module):
     def _tile_level(level: int) -> int:
         """The level where tiles begin, given that of the trunk: its own where it runs in tiles as well."""
         return level if level < _WHOLE_LEVEL else _TILE_LEVEL
+
+    def _stage_reach(self, level: int) -> int:
+        """How far the stage that ends at a level looks, in pixels of the one before."""
+        blocks = self.config.stage_blocks
+        # Two convolutions a block, and the window of DDF-Up.
+        return 2 * blocks[min(level, len(blocks) - 1)] + self.config.kernel_size // 2
 
     def _trunk_depth(self, level: int) -> int:
         halvings = max(0, _FULL_TRUNK_LEVEL - level)
@@ -264,19 +262,7 @@ class GuidedPyramid(nn.Module):
         Returns:
             (N, 1, H, W) in the unit of the depth.
         """
-        height, margin = estimate.shape[-2], reach(prepared.ratio[0])
-        degraded = self._made_low(prepared, estimate[:, :1])
-        shares = self._weigh(prepared, degraded)
-        result = torch.empty_like(estimate[:, :1])
-        # By strips, so that what is computed on the way stays small.
-        rows = max(_STRIP, 4 * margin)
-        for top in range(0, height, rows):
-            bottom = min(height, top + rows)
-            first, last = max(0, top - margin), min(height, bottom + margin)
-            strip = estimate[..., first:last, :]
-            alignment = Alignment(strip, (first, 0), prepared.ratio, prepared.size)
-            part = self._correct(prepared, strip, degraded, shares, alignment)
-            result[..., top:bottom, :] = part[..., top - first : bottom - first, :]
+        result: Tensor = self.consistency(prepared, estimate)
         return result
 
     def _describe(
@@ -338,42 +324,10 @@ class GuidedPyramid(nn.Module):
             x = block(x)
         x = activation(self.trunk_out[min(level, len(self.trunk_out)) - 1](self.trunk_norm(x)))
         for i in range(level - 1, bottom - 1, -1):
-            x, depth = self._run_stage(i, x, depth, pyramid[i - bottom], prepared.context)
+            stage = self.stages[min(i, len(self.stages) - 1)]
+            x, depth = run_stage(stage, self._stage_reach(i), x, depth, pyramid[i - bottom], prepared.context)
         height, width = guide.shape[-2:]
         return Coarse(x, depth, base, (top, left)).crop((..., slice(height), slice(width)))
-
-    def _run_stage(self, i: int, x: Tensor, depth: Tensor, guide: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the stage that ends at a level, by strips where the image is large.
-
-        Args:
-            i: Level.
-            x: (N, C, H, W) features.
-            depth: (N, 1, H, W).
-            guide: (N, C', 2H, 2W).
-            context: Of the depth map.
-
-        Returns:
-            Features (N, C'', 2H, 2W) and depth (N, 1, 2H, 2W).
-        """
-        stage = self.stages[min(i, len(self.stages) - 1)]
-        rows, columns = x.shape[-2:]
-        if torch.compiler.is_compiling() or rows * columns <= _STAGE_PIXELS:
-            features, raised = stage(x, depth, guide, context)
-            return features, raised
-        step = max(1, _STAGE_PIXELS // columns)
-        # Two convolutions a block, and the window of DDF-Up.
-        blocks = self.config.stage_blocks
-        halo = 2 * blocks[min(i, len(blocks) - 1)] + self.config.kernel_size // 2
-        mosaics = [Mosaic(2 * rows, 2 * columns, memory_format=torch.channels_last) for _ in range(2)]
-        for top in range(0, rows, step):
-            bottom = min(rows, top + step)
-            first, last = max(0, top - halo), min(rows, bottom + halo)
-            read = slice(first, last)
-            parts = stage(x[..., read, :], depth[..., read, :], guide[..., 2 * first : 2 * last, :], context)
-            tile = Tile((2 * first, 2 * last, 0, 2 * columns), (2 * top, 2 * bottom, 0, 2 * columns))
-            for mosaic, part in zip(mosaics, parts, strict=True):
-                mosaic.put(tile, part)
-        return mosaics[0].image, mosaics[1].image
 
     def _upsample(self, prepared: Prepared, coarse: Coarse, pyramid: list[Tensor], part: Window) -> Tensor:
         """Run the stages of the fine levels and the head.
@@ -412,51 +366,6 @@ class GuidedPyramid(nn.Module):
         estimate = prepared.sample(prepared.depth, part, 1) + deviation * change
         return torch.cat((estimate, log_variance), dim=1)
 
-    def _made_low(self, prepared: Prepared, depth: Tensor) -> Tensor:
-        """Make the depth of the whole estimate, (N, 1, H, W), low in every way, (N, 4, h, w), by strips."""
-        height, (count, width) = depth.shape[-2], prepared.size
-        step = max(1, int(_STRIP / prepared.ratio[0]))
-        parts = []
-        for first in range(0, count, step):
-            rows = slice(first, min(count, first + step))
-            used = footprint(rows, prepared.ratio[0])
-            top, bottom = max(0, used.start), min(height, used.stop)
-            strip = depth[..., top:bottom, :]
-            alignment = Alignment(strip, (top, 0), prepared.ratio, (count, width), (rows, slice(0, width)))
-            parts.append(alignment.degrade(strip))
-        return torch.cat(parts, dim=-2)
-
-    def _weigh(self, prepared: Prepared, degraded: Tensor) -> Tensor:
-        """Estimate how depth was made low, (N, 4), from what :meth:`_made_low` gives."""
-        with full_precision(degraded):
-            shares: Tensor = self.consistency.weigh(degraded, prepared.depth, prepared.valid, prepared.context)
-            return shares
-
-    def _correct(
-        self, prepared: Prepared, estimate: Tensor, degraded: Tensor, shares: Tensor, alignment: Alignment
-    ) -> Tensor:
-        """From the estimate of a part, (N, 2, H', W'), to its result, (N, 1, H', W'), in the unit of the depth.
-
-        Args:
-            prepared: Of the image.
-            estimate: Of the part.
-            degraded: Of the whole image, from :meth:`_made_low`.
-            shares: Of the whole image, from :meth:`_weigh`.
-            alignment: Of the part.
-        """
-        with full_precision(estimate):
-            result: Tensor = self.consistency(
-                estimate[:, :1],
-                estimate[:, 1:],
-                prepared.depth,
-                prepared.valid,
-                prepared.context,
-                degraded,
-                shares,
-                alignment,
-            )
-            return result * prepared.std + prepared.mean
-
     @staticmethod
     def _beyond_bilinear(prepared: Prepared, coarse: Coarse, depth: Tensor, window: Window) -> Tensor:
         """What the stages made of the depth beyond bilinear upsampling, (N, 1, H', W')."""
@@ -484,6 +393,4 @@ class GuidedPyramid(nn.Module):
         pyramid = self._encode(prepared, guide)
         coarse = self._coarse(prepared, pyramid.pop(), 0, 0)
         estimate = self._upsample(prepared, coarse, pyramid, Window(0, 0, *size))
-        alignment = Alignment(estimate, (0, 0), prepared.ratio, prepared.size)
-        degraded = alignment.degrade(estimate[:, :1])
-        return self._correct(prepared, estimate, degraded, self._weigh(prepared, degraded), alignment)
+        return self.finish(prepared, estimate)

@@ -9,10 +9,14 @@ from ddfup.models.blocks import ChannelNorm, activation, add, add_pointwise, con
 from ddfup.models.layers import SpatialFilterBranch
 from ddfup.models.sampling import full_precision
 from ddfup.ops import ddf_up
+from ddfup.tiling import Mosaic, Tile
 
 # Unit of the corrections in deviations of the depth: about the error that is left. In units of one deviation, a
 # single step of the optimiser throws the output further than it is off, and the head learns only to keep silent.
 RESIDUAL_UNIT = 0.05
+# A stage of more pixels than this goes by strips of about as many, or what its layers need would be several times what
+# must be held.
+_STRIP_PIXELS = 1 << 17
 
 
 def _bilinear_logits(kernel_size: int) -> Tensor:
@@ -125,3 +129,36 @@ class UpStage(Stage):
         channel_filter = 1 + self.channel(context).view(-1, 4, self.cout, k, k)
         up = ddf_up(self.reduce(x), channel_filter, spatial, scale=2, kernel_size=k, padding="replicate")
         return activation(add_pointwise(up, guide, self.guide)), self._raise(depth, x, spatial)
+
+
+def run_stage(
+    stage: nn.Module, reach: int, x: Tensor, depth: Tensor, guide: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run an :class:`UpStage`, by strips where the image is large.
+
+    Args:
+        stage: Which.
+        reach: How far it looks, in pixels of ``x``.
+        x: (N, cin, H, W) features.
+        depth: (N, 1, H, W).
+        guide: (N, guide_channels, 2H, 2W).
+        context: (N, context_channels).
+
+    Returns:
+        Features (N, cout, 2H, 2W) and depth (N, 1, 2H, 2W), up to rounding those of the stage itself.
+    """
+    rows, columns = x.shape[-2:]
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or rows * columns <= _STRIP_PIXELS:
+        features, raised = stage(x, depth, guide, context)
+        return features, raised
+    step = max(1, _STRIP_PIXELS // columns)
+    wholes = [Mosaic(2 * rows, 2 * columns, memory_format=torch.channels_last) for _ in range(2)]
+    for top in range(0, rows, step):
+        bottom = min(rows, top + step)
+        first, last = max(0, top - reach), min(rows, bottom + reach)
+        parts = stage(x[..., first:last, :], depth[..., first:last, :], guide[..., 2 * first : 2 * last, :], context)
+        tile = Tile((2 * first, 2 * last, 0, 2 * columns), (2 * top, 2 * bottom, 0, 2 * columns))
+        for whole, part in zip(wholes, parts, strict=True):
+            whole.put(tile, part)
+    features, raised = (whole.image for whole in wholes)
+    return features, raised

@@ -24,7 +24,8 @@ def convex_filters(guidance: Tensor, weight: Tensor, bias: Tensor, *, taps: int)
         (N, S * taps, H, W), at least float32: in half precision the numbers would not sum to one.
     """
     rows = guidance.permute(0, 2, 3, 1)
-    if _is_served(rows, weight, bias):
+    fits = rows.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if fits and native.serves_inference(rows, weight, bias):
         filters: Tensor = torch.ops.ddfup.convex_filters(rows, weight, bias, taps)
         return filters
     # As a matrix product: its planes come out as the op reads them, whatever comes in.
@@ -33,20 +34,6 @@ def convex_filters(guidance: Tensor, weight: Tensor, bias: Tensor, *, taps: int)
     stacked = planes.view(n, weight.shape[0] // taps, taps, h, w)
     shares = stacked.softmax(dim=2, dtype=torch.promote_types(stacked.dtype, torch.float32))
     return shares.flatten(1, 2)
-
-
-def _is_served(rows: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Tell whether the native kernel can take the work, loading it if it has not been tried."""
-    tensors = (rows, weight, bias)
-    return (
-        rows.device.type == "cpu"
-        and all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not torch.is_autocast_enabled("cpu")
-        # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
-        and not torch.compiler.is_compiling()
-        and native.load("cpu")
-    )
 
 
 torch.library.define(

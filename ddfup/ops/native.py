@@ -109,6 +109,21 @@ def mode() -> Mode:
     raise ArgumentError(f"DDFUP_KERNELS must be auto, native or torch; got {value!r}", "unset it to let ddfup choose")
 
 
+def serves_inference(*tensors: torch.Tensor) -> bool:
+    """Tell whether kernels without gradients can take the work, loading them if that has not been tried.
+
+    Args:
+        tensors: All that the kernel reads, on one device: float32 and contiguous, or it cannot.
+    """
+    return (
+        all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
+        and not torch.compiler.is_compiling()
+        and load(tensors[0].device.type)
+    )
+
+
 def load(device: str) -> bool:
     """Load the native kernels for a kind of device, building them first if the cache has none.
 

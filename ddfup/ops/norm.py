@@ -36,17 +36,9 @@ def channel_norm(features: Tensor, weight: Tensor, bias: Tensor, *, eps: float =
 
 
 def _is_served(rows: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Tell whether the native kernel can take the work, loading it if it has not been tried."""
-    tensors = (rows, weight, bias)
-    return (
-        (rows.device.type == "cpu" or (rows.device.type == "cuda" and rows.shape[-1] <= _MOST_ON_CUDA))
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
-        and rows.is_contiguous()
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
-        and not torch.compiler.is_compiling()
-        and native.load(rows.device.type)
-    )
+    device = rows.device.type
+    fits = device == "cpu" or (device == "cuda" and rows.shape[-1] <= _MOST_ON_CUDA)
+    return fits and native.serves_inference(rows, weight, bias)
 
 
 torch.library.define(

@@ -95,7 +95,7 @@ def correct(made, result, log_variance, measured, valid=None, part=(slice(None),
     valid = torch.ones(measured.shape, dtype=torch.bool) if valid is None else valid
     compared = compare(made, result, measured, valid)
     inputs = (image[None, None] for image in (result[part], log_variance[part], measured, valid))
-    return made(*inputs, CONTEXT, *compared, align(result, measured, part))[0, 0]
+    return made.correct(*inputs, CONTEXT, *compared, align(result, measured, part))[0, 0]
 
 
 def some(low=(6, 8), high=(48, 64)):

@@ -7,7 +7,7 @@ import torch
 from networks import TINY_PYRAMID, pair, tiny_pyramid
 
 from ddfup.errors import ArgumentError
-from ddfup.models import pyramid
+from ddfup.models import consistency, stages
 from ddfup.models.context import ContextEncoder
 from ddfup.models.parts import Window
 from ddfup.models.pyramid import GuidedPyramid
@@ -183,8 +183,8 @@ def test_tiles_equal_the_whole(low, high, changes, monkeypatch):
         return network.finish(prepared, out)
 
     # Several strips, too.
-    monkeypatch.setattr(pyramid, "_STRIP", 1)
-    monkeypatch.setattr(pyramid, "_STAGE_PIXELS", 20)
+    monkeypatch.setattr(consistency, "_STRIP", 1)
+    monkeypatch.setattr(stages, "_STRIP_PIXELS", 20)
     assert len(tiles(*high, size=2 * halo + 3 * multiple, halo=halo, multiple=multiple)) > 1
     torch.testing.assert_close(tiled(halo), whole, atol=1e-4 * span(depth), rtol=0)
     # And without the halo it would: the comparison can fail.
