@@ -111,7 +111,8 @@ def fill_holes(depth: Tensor, valid: Tensor) -> Tensor:
     Returns:
         (N, 1, h, w): ``depth`` where valid, smooth values elsewhere.
     """
-    if bool(valid.all()):
+    # Only a shortcut, which on a GPU would make the CPU wait for all that was asked of it.
+    if valid.device.type == "cpu" and bool(valid.all()):
         return depth
     weight = valid.to(depth.dtype)
     levels = [(depth * weight, weight)]
@@ -183,8 +184,8 @@ def interpolation(length: int, positions: Tensor, mode: str, dtype: torch.dtype)
         (n, length).
     """
     base = positions.floor()[:, None]
-    offsets = torch.arange(-1, 3) if mode == "cubic" else torch.arange(0, 2)
-    offsets = offsets.to(positions.device)
+    first, end = (-1, 3) if mode == "cubic" else (0, 2)
+    offsets = torch.arange(first, end, device=positions.device)
     distance = (positions[:, None] - base - offsets).abs()
     weights = cubic_kernel(distance) if mode == "cubic" else 1 - distance
     return bands((base.long() + offsets).clamp(0, length - 1), weights.to(dtype), length)

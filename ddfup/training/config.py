@@ -183,6 +183,8 @@ def _check(config: TrainingConfig, path: Path) -> None:
             )
     if not data.crops:
         raise ArgumentError(f"{path}: crops must name at least one side")
+    if not 0 <= data.disparity <= 1:
+        raise ArgumentError(f"{path}: disparity must be a share in [0, 1]; got {data.disparity}")
     if data.candidates < 1:
         raise ArgumentError(f"{path}: candidates must be at least 1; got {data.candidates}")
     if data.train:

@@ -74,6 +74,7 @@ def test_bundled_configurations_build_their_networks(name):
         (("steps = 6\n", "steps = 0\n"), "steps must be above 0; got 0"),
         (("steps = 6\n", "steps = 6\nema = 1.0\n"), r"ema must be in \[0, 1\); got 1.0"),
         (("pixels = 2048", "candidates = 0"), "candidates must be at least 1; got 0"),
+        (("disparity = 0.25", "disparity = 1.5"), r"disparity must be a share in \[0, 1\]; got 1.5"),
         (("steps = 6\n", "steps = 6\nseed = -1\n"), "seed must be at least 0; got -1"),
         (
             ("learning_rate = 2e-3", 'learning_rate = "fast"'),
