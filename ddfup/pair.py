@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddfup import io
+from ddfup import io, writing
 from ddfup.errors import ArgumentError, InputError, OutputError
 from ddfup.pointcloud import Camera, PointCloud, encode_ply, find_points
 
@@ -133,7 +133,7 @@ def plan(depth: Path, guide: Path, out: str | Path | None, options: Options) -> 
         OutputError: If an output cannot be written, or would replace an input or, unasked, another file.
     """
     if options.preview is not None:
-        io.check_image_suffix(options.preview)
+        writing.check_image_suffix(options.preview)
     row, header = io.read_depth_header(depth, unit=options.unit, max_pixels=options.max_pixels, raw=options.raw)
     picture = io.read_guide_header(guide, max_pixels=options.max_pixels)
     io.check_pair(depth, (header.width, header.height), guide, (picture.width, picture.height))
@@ -152,7 +152,7 @@ def plan(depth: Path, guide: Path, out: str | Path | None, options: Options) -> 
             raise OutputError(f"{first}: two outputs must be two files; got one name", "give one of them another name")
     done = path is not None and options.skip_existing and path.is_file()
     for file in [] if done else outputs:
-        io.check_writable(file)
+        writing.check_writable(file)
         if os.path.lexists(file) and not options.overwrite:
             raise OutputError(f"{file}: must not exist yet; it does", "--overwrite replaces it, or give another name")
     width, height = picture.width, picture.height
@@ -216,12 +216,12 @@ def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> R
         from ddfup.preview import side_by_side
 
         picture = side_by_side(guide, source.depth, depth, label=unit.label or "disparity")
-        files[options.preview] = io.encode_image(options.preview, picture)
+        files[options.preview] = writing.encode_image(options.preview, picture)
     points = None
     if options.pointcloud is not None and work.camera is not None:
         cloud = find_points(depth, guide, work.camera, clean=options.pointcloud.clean)
         files[options.pointcloud.path], points = encode_ply(cloud), cloud.size
-    io.write_files(files)
+    writing.write_files(files)
     return Result(
         data=data,
         seconds=inputs.seconds + time.perf_counter() - start,
@@ -247,7 +247,7 @@ def _output(depth: Path, out: str | Path | None, row: io.Format, name: str | Non
         return None, target
     path = Path(out)
     if path.is_dir():
-        io.check_writable(path)
+        writing.check_writable(path)
     by_suffix = io.format_of(path)
     if by_suffix is None:
         known = ", ".join(suffix for other in io.FORMATS.values() for suffix in other.suffixes)

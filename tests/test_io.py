@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from ddfup import io, units
-from ddfup.errors import ArgumentError, InputError, OutputError
+from ddfup.errors import ArgumentError, InputError
 
 MM, M, DISPARITY = io.UNITS["mm"], io.UNITS["m"], io.UNITS["disparity"]
 
@@ -549,60 +549,6 @@ def test_pillows_own_pixel_limit_is_left_as_it_was(tmp_path, monkeypatch):
     Image.fromarray(scene()).save(tmp_path / "g.png")
     assert io.read_guide(tmp_path / "g.png").shape == (24, 32, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
-
-
-# --- writing ---
-
-
-def test_write_replaces_the_whole_file(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old and longer")
-    io.write_files({path: b"new"})
-    assert path.read_bytes() == b"new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_written_files_have_the_usual_permissions(tmp_path):
-    (tmp_path / "usual").write_bytes(b"")
-    io.write_files({tmp_path / "ours": b""})
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
-@pytest.mark.parametrize("failing", ["fsync", "write"])
-def test_nothing_is_left_of_a_failed_write(tmp_path, monkeypatch, failing):
-    old = tmp_path / "a.bin"
-    old.write_bytes(b"old")
-
-    def no_space(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    if failing == "fsync":
-        monkeypatch.setattr(os, "fsync", no_space)
-        files = {old: b"new"}
-    else:
-        files = {old: b"new", tmp_path / "missing" / "b.bin": b"new"}
-    with pytest.raises(OutputError, match="must be writable"):
-        io.write_files(files)
-    assert old.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
-
-
-def test_outputs_are_checked_before_work(tmp_path):
-    io.check_writable(tmp_path / "new.png")
-    with pytest.raises(OutputError, match="this is a folder"):
-        io.check_writable(tmp_path)
-    with pytest.raises(OutputError, match="its folder must exist"):
-        io.check_writable(tmp_path / "none" / "a.png")
-
-
-def test_pictures(tmp_path):
-    picture = scene()
-    with Image.open(stdio.BytesIO(io.encode_image(Path("a.png"), picture))) as image:
-        np.testing.assert_array_equal(np.array(image), picture)
-    with Image.open(stdio.BytesIO(io.encode_image(Path("a.jpg"), picture))) as image:
-        assert isinstance(image, Image.Image) and image.format == "JPEG"
-    with pytest.raises(ArgumentError, match=r"\.png or \.jpg; got 'a\.gif'"):
-        io.encode_image(Path("a.gif"), picture)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 700_001), (2100, 1000), (1_200_000, 1)], ids=str)

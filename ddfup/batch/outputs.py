@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ddfup import io
+from ddfup import writing
 from ddfup.batch.claims import Claims, FolderClaims, NoClaims, remove_leftovers
 from ddfup.batch.journal import Entry, FolderJournal, Journal, StoreJournal
 from ddfup.batch.pairing import Pair
@@ -190,7 +190,7 @@ class FolderOutputs(Outputs):
                 ) from error
         # First the journal: then there is never an output that nobody knows of.
         self._journal.add(entry)
-        io.write_files(local)
+        writing.write_files(local)
 
     def open(self, pairs: Sequence[Pair]) -> Claims:
         """Make the folders, tidy them, and register in the output folder as being at work.

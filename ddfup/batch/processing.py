@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ddfup import __version__, io, pair
+from ddfup import __version__, io, pair, writing
 from ddfup.batch.claims import Claims
 from ddfup.batch.journal import NO_SPACE, Entry, Journal
 from ddfup.batch.outputs import Outputs
@@ -273,7 +273,7 @@ class Processor:
 
             label = inputs.unit.label or "disparity"
             picture = side_by_side(inputs.guide, inputs.depth.depth, turn.answer.depth, label=label)
-            files[preview] = io.encode_image(Path(preview.name), picture)
+            files[preview] = writing.encode_image(Path(preview.name), picture)
             entry = dataclasses.replace(
                 entry,
                 preview=self._outputs.relative(preview),

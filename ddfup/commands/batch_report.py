@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ddfup import io
+from ddfup import writing
 from ddfup.batch.remote import Location, RemotePath
 from ddfup.errors import OutputError
 from ddfup.report import BATCH_FILES, batch_report, is_batch_report
@@ -72,7 +72,7 @@ class ReportFiles:
             if isinstance(place, RemotePath):
                 place.write_bytes(data)
             else:
-                io.write_files({place: data})
+                writing.write_files({place: data})
 
     def _address(self, preview: Location) -> str:
         if isinstance(preview, RemotePath) and isinstance(self._out_dir, RemotePath):

@@ -86,12 +86,12 @@ def bench(
     with reported(record, as_json):
         import json
 
-        from ddfup import io
+        from ddfup import writing
         from ddfup.speed import results
         from ddfup.speed.run import Settings, run
 
         if out is not None:
-            io.check_writable(out)
+            writing.check_writable(out)
             if out.exists() and not overwrite:
                 raise OutputError(f"{out}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
         settings = Settings(
@@ -113,7 +113,7 @@ def bench(
         record |= {"machine": results.machine(settings.found_device()), "settings": settings.record()}
         record |= {"rows": results.records(rows), "status": "ok"}
         if out is not None:
-            io.write_files({out: (json.dumps(record, indent=1) + "\n").encode()})
+            writing.write_files({out: (json.dumps(record, indent=1) + "\n").encode()})
         if not as_json:
             for number, (title, head, lines) in enumerate(results.tables(rows)):
                 typer.echo(("\n" if number else "") + title)

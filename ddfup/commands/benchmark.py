@@ -135,7 +135,7 @@ def benchmark(
     record |= {"error": None}
     with reported(record, as_json):
         import ddfup
-        from ddfup import io
+        from ddfup import io, writing
         from ddfup.benchmark import protocols, results, run
         from ddfup.benchmark.baselines import BASELINES
         from ddfup.benchmark.measures import describe_measures
@@ -192,7 +192,7 @@ def benchmark(
                 results.images_csv(records, setup),
                 results.means_csv(records, setup),
             )
-            io.write_files(dict(zip(files, contents, strict=True)))
+            writing.write_files(dict(zip(files, contents, strict=True)))
         record["status"] = "ok"
         if not as_json:
             for number, (title, head, rows) in enumerate(
@@ -249,7 +249,7 @@ def _factors(values: list[str] | None) -> list[float]:
 
 def _prepare(folder: Path, overwrite: bool) -> list[Path]:
     """Make the output folder; refuse, before any work, what could not be written."""
-    from ddfup import io
+    from ddfup import writing
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def _prepare(folder: Path, overwrite: bool) -> list[Path]:
         ) from error
     files = [folder / name for name in _FILES]
     for path in files:
-        io.check_writable(path)
+        writing.check_writable(path)
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
     return files

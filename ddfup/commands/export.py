@@ -81,7 +81,7 @@ def export(
     record: dict[str, Any] = {"out": None if out is None else str(out), "status": "failed", "error": None}
     record |= dict.fromkeys(("kind", "content", "model", "weights_sha256", "ratio", "bytes", "deviation", "seconds"))
     with reported(record, as_json):
-        from ddfup import io
+        from ddfup import writing
         from ddfup.export import run
         from ddfup.models import DEFAULT_MODEL, find_model
 
@@ -96,7 +96,7 @@ def export(
         )
         path = out or Path(f"{info.name}_x{ratio:g}.{kind}")
         record |= {"out": str(path), "kind": kind, "model": info.name, "weights_sha256": info.sha256}
-        io.check_writable(path)
+        writing.check_writable(path)
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
         if dry_run:

@@ -57,7 +57,7 @@ def info(
     """Show what a depth file or picture holds: size, type, likely unit, values, holes, metadata."""
     record: dict[str, Any] = {"file": str(file), "status": "failed", "error": None}
     with reported(record, as_json):
-        from ddfup import io
+        from ddfup import io, writing
         from ddfup.info import describe, draw, lines
 
         meaning = io.parse_unit(unit) if unit else None
@@ -69,7 +69,7 @@ def info(
             if facts["kind"] != "depth":
                 raise InputError(f"{file}: --preview must have depth to show; this is a picture already")
             picture = draw(file, facts, invalid=marks, max_pixels=max_pixels, raw=size)
-            io.write_files({preview: io.encode_image(preview, picture)})
+            writing.write_files({preview: writing.encode_image(preview, picture)})
         record |= {"status": "ok", **facts}
         if not as_json:
             for line in lines(facts, blocks=_blocks()):
@@ -79,10 +79,10 @@ def info(
 
 
 def _check_preview(preview: Path, overwrite: bool) -> None:
-    from ddfup import io
+    from ddfup import writing
 
-    io.check_image_suffix(preview)
-    io.check_writable(preview)
+    writing.check_image_suffix(preview)
+    writing.check_writable(preview)
     if os.path.lexists(preview) and not overwrite:
         raise OutputError(f"{preview}: must not exist yet; it does", "--overwrite replaces it, or give another name")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddfup import io
+from ddfup import io, writing
 from ddfup.degrade import degrade, resize
 from ddfup.errors import OutputError
 from ddfup.metrics import rmse
@@ -80,7 +80,7 @@ def check_folder(folder: Path) -> None:
             f"{folder}: must be a folder or become one; got {error.strerror or error}",
             "choose another with -o",
         ) from error
-    io.check_writable(folder / "depth_up.png")
+    writing.check_writable(folder / "depth_up.png")
 
 
 def run(folder: Path, upsampler: Upsampler) -> Outcome:
@@ -113,8 +113,8 @@ def run(folder: Path, upsampler: Upsampler) -> Outcome:
         folder / source.name: source.read_bytes(),
         folder / "depth.png": io.encode_depth(low, dtype=dtype, unit=unit, target=png),
         folder / "depth_up.png": io.encode_depth(result, dtype=dtype, unit=unit, target=png, notes=notes),
-        **{folder / name: io.encode_image(Path(name), picture) for name, picture in pictures.items()},
+        **{folder / name: writing.encode_image(Path(name), picture) for name, picture in pictures.items()},
     }
-    io.write_files(files)
+    writing.write_files(files)
     height, width = truth.shape
     return Outcome(list(files), width, height, seconds, rmse_mm)

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 import ddfup
-from ddfup import io, models
+from ddfup import models, writing
 from ddfup.errors import ArgumentError
 from ddfup.export import checks, onnx_file, pt2_file, tracing
 from ddfup.export.checks import Inputs
@@ -110,7 +110,7 @@ def write(path: Path, exported: Exported) -> None:
     Raises:
         OutputError: If that fails.
     """
-    io.write_files({path: exported.data})
+    writing.write_files({path: exported.data})
 
 
 def _turned(size: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddfup import io
+from ddfup import writing
 from ddfup.errors import InputError, OutputError, PairingError
 from ddfup.metrics import Metric
 from ddfup.report.page import render_comparison
@@ -164,7 +164,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         "compare.json": (json.dumps(comparison.record(), indent=1, allow_nan=False) + "\n").encode(),
         "compare.csv": csv_bytes(table),
     }
-    io.write_files({out / name: data for name, data in files.items()})
+    writing.write_files({out / name: data for name, data in files.items()})
 
 
 def labels(a: Path, b: Path) -> tuple[str, str]:

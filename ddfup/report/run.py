@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ddfup import io
+from ddfup import writing
 from ddfup.errors import OutputError
 from ddfup.metrics import describe
 from ddfup.report.evaluation import Examined, Options, examine
@@ -52,7 +52,7 @@ def check_outputs(out: Path, names: Sequence[str] = (*_FILES, PICTURES), *, over
         if not overwrite:
             raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or choose another -o")
         if path.name != PICTURES:
-            io.check_writable(path)
+            writing.check_writable(path)
         elif path.is_symlink() or not path.is_dir() or not all(_OURS.fullmatch(each.name) for each in path.iterdir()):
             raise OutputError(f"{path}: must hold pictures of a report only; it does not", "choose another -o")
 
@@ -104,7 +104,7 @@ def write_report(
                 "metrics.csv": encode_csv(report),
             }
             with _replaced(out / PICTURES, temporary):
-                io.write_files({out / name: data for name, data in files.items()})
+                writing.write_files({out / name: data for name, data in files.items()})
     return report
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddfup import io
+from ddfup import io, writing
 from ddfup.errors import DeviceError
 from ddfup.speed.memory import resident_peak
 from ddfup.speed.pairs import make_pair
@@ -82,8 +82,8 @@ def _write_pair(folder: Path, size: tuple[int, int], ratio: float) -> list[str]:
     data = io.encode_depth(
         depth, dtype=np.dtype(np.uint16), unit=io.parse_unit("mm"), target=io.FORMATS["png"], notes={}
     )
-    picture = io.encode_image(paths["guide.jpg"], guide)
-    io.write_files({paths["depth.png"]: data, paths["guide.jpg"]: picture})
+    picture = writing.encode_image(paths["guide.jpg"], guide)
+    writing.write_files({paths["depth.png"]: data, paths["guide.jpg"]: picture})
     files = [str(paths[name]) for name in ("depth.png", "guide.jpg")]
     return [sys.executable, "-m", "ddfup", "upsample", *files, "-o", str(paths["out.png"]), "--overwrite"]
 

@@ -19,11 +19,11 @@ from networks import tiny_pyramid
 from PIL import Image
 from torture.batches import FORMATS, check_whole, finish, start, tree, write_pair, write_scene
 
-from ddfup import cli, io, models, pair
+from ddfup import cli, models, pair, writing
 from ddfup.batch import engine, pool, processing
 from ddfup.batch.claims import FolderClaims
 from ddfup.batch.journal import Entry, FolderJournal
-from ddfup.errors import DeviceError, InputError, WeightsError
+from ddfup.errors import DeviceError, InputError, OutputError, WeightsError
 
 KEYS = [
     *("depth", "guide", "out", "status", "error", "width", "height", "factor", "model", "device", "kernels"),
@@ -377,9 +377,9 @@ def test_a_full_disk_ends_all(scene, nearest, run, monkeypatch):
         try:
             raise OSError(28, "No space left on device")
         except OSError as error:
-            raise io.OutputError("out: must be writable; got No space left on device") from error
+            raise OutputError("out: must be writable; got No space left on device") from error
 
-    monkeypatch.setattr(io, "write_files", write)
+    monkeypatch.setattr(writing, "write_files", write)
     code, records, _ = run("--workers", "1")
     assert code == 6 and len(records) == 1 and nearest.calls == 1
 

@@ -175,7 +175,7 @@ def test_an_older_report_is_replaced_as_a_whole_or_not_at_all(folders, capsys, m
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ddfup.io.write_files", full)
+        patch.setattr("ddfup.writing.write_files", full)
         assert report("pred", "gt", "--overwrite") == 6
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert report("pred", "gt", "--overwrite") == 0

@@ -56,9 +56,9 @@ if os.environ.get("DIRECT"):
                 time.sleep(0.01)
                 stream.write(data[half:])
 
-    from ddfup import io
+    from ddfup import writing
 
-    io.write_files = write
+    writing.write_files = write
 
 pool.make_pool = lambda *arguments: pool.LocalPool(Nearest())
 models.find_model = lambda name: models.ModelInfo("nearest", "none", None, 1, "5eed", "", {})
