@@ -22,6 +22,7 @@ namespace {
 
 using ddfup::Problem;
 using ddfup::Strides;
+using ddfup::strides_of;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -31,10 +32,6 @@ struct InParallel {
     if (count > 0) torch::stable::parallel_for(0, count, 1, task);
   }
 };
-
-Strides strides_of(const Tensor& tensor) {
-  return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
-}
 
 // The same rule as is_channels_last in ddfup/ops/reference.py.
 bool is_channels_last(const Tensor& features) {
@@ -59,41 +56,6 @@ Tensor empty_following(const Tensor& features, int64_t height, int64_t width) {
   const Tensor nhwc =
       with_huge_pages(torch::stable::new_empty(features, {features.size(0), height, width, features.size(1)}));
   return torch::stable::transpose(torch::stable::transpose(nhwc, 1, 3), 2, 3);
-}
-
-Problem problem_of(const Tensor& features, const Tensor& channel, const Tensor& spatial, int64_t scale,
-                   int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads, int64_t combine,
-                   int64_t padding) {
-  STD_TORCH_CHECK(features.dim() == 4 && channel.dim() == 5 && spatial.dim() == 4, "ddfup: wrong number of axes");
-  STD_TORCH_CHECK(scale > 0 && kernel_size > 0 && kernel_size % 2 == 1 && stride > 0 && dilation > 0 && heads > 0 &&
-                      features.size(1) % heads == 0,
-                  "ddfup: option out of range");
-  Problem p{};
-  p.batch = features.size(0);
-  p.channels = features.size(1);
-  p.height = features.size(2);
-  p.width = features.size(3);
-  p.grid_height = spatial.size(2);
-  p.grid_width = spatial.size(3);
-  p.scale = scale;
-  p.kernel_size = kernel_size;
-  p.stride = stride;
-  // Taps further out than the image see the same padding, and this keeps the tiles small.
-  p.dilation = std::min(dilation, std::max(p.height, p.width));
-  p.heads = heads;
-  p.combine = static_cast<ddfup::Combine>(combine);
-  p.padding = static_cast<ddfup::Padding>(padding);
-  STD_TORCH_CHECK(p.channels > 0 && p.height > 0 && p.width > 0, "ddfup: features without pixels");
-  STD_TORCH_CHECK(spatial.size(0) == p.batch && spatial.size(1) == scale * scale * heads * kernel_size * kernel_size &&
-                      p.grid_height == (p.height + stride - 1) / stride &&
-                      p.grid_width == (p.width + stride - 1) / stride,
-                  "ddfup: spatial_filter does not fit the features");
-  STD_TORCH_CHECK(channel.size(0) == p.batch && channel.size(1) == scale * scale && channel.size(2) == p.channels &&
-                      channel.size(3) == kernel_size && channel.size(4) == kernel_size,
-                  "ddfup: channel_filter does not fit the features");
-  STD_TORCH_CHECK(channel.scalar_type() == features.scalar_type() && spatial.scalar_type() == features.scalar_type(),
-                  "ddfup: the three tensors must have one dtype");
-  return p;
 }
 
 // Calls `run` with a null pointer of the storage type.
@@ -125,8 +87,8 @@ T* write(const Tensor& tensor, bool wanted = true) {
 Tensor ddf_forward_cpu(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
                        int64_t scale, int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads,
                        int64_t combine, int64_t padding) {
-  const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
-                               combine, padding);
+  const Problem p = ddfup::problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation,
+                                      heads, combine, padding);
   const Tensor channel = torch::stable::contiguous(channel_filter);
   const Tensor out = empty_following(features, p.grid_height * scale, p.grid_width * scale);
   dispatch(features.scalar_type(), [&](auto* type) {
@@ -152,12 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cpu(const Tensor& grad_output, c
                                                     int64_t scale, int64_t kernel_size, int64_t stride,
                                                     int64_t dilation, int64_t heads, int64_t combine, int64_t padding,
                                                     bool needs_features, bool needs_channel, bool needs_spatial) {
-  const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
-                               combine, padding);
-  STD_TORCH_CHECK(grad_output.dim() == 4 && grad_output.size(0) == p.batch && grad_output.size(1) == p.channels &&
-                      grad_output.size(2) == p.grid_height * scale && grad_output.size(3) == p.grid_width * scale &&
-                      grad_output.scalar_type() == features.scalar_type(),
-                  "ddfup: grad_output does not fit the output");
+  const Problem p = ddfup::problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation,
+                                      heads, combine, padding);
+  ddfup::check_grad_output(p, grad_output, features);
   const Tensor channel = torch::stable::contiguous(channel_filter);
   const Tensor grad_features =
       needs_features ? empty_following(features, p.height, p.width) : torch::stable::new_empty(features, {0});

@@ -1,6 +1,6 @@
 // Registers the CUDA kernels of `ddfup::ddf` and `ddfup::ddf_backward` (schema in ddfup/ops/ddf.py) and of
-// `ddfup::channel_norm` (ddfup/ops/norm.py) through PyTorch's stable ABI. Arguments arrive checked by Python; work goes
-// to PyTorch's current stream, memory comes from its allocator.
+// `ddfup::channel_norm` (ddfup/ops/norm.py) through PyTorch's stable ABI. Work goes to PyTorch's current stream,
+// memory comes from its allocator.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -24,8 +24,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Strides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)}; }
-
 // The rule of reference.is_channels_last in ddfup/ops/reference.py.
 Tensor empty_following(const Tensor& features, const std::vector<int64_t>& sizes) {
   const bool channels_last = features.size(1) > 1 && features.stride(1) == 1 && !features.is_contiguous();
@@ -37,18 +35,6 @@ Tensor empty_following(const Tensor& features, const std::vector<int64_t>& sizes
 std::vector<int64_t> sizes_of(const Tensor& t) {
   const auto sizes = t.sizes();
   return std::vector<int64_t>(sizes.begin(), sizes.end());
-}
-
-Problem problem_of(const Tensor& features, const Tensor& spatial_filter, int64_t scale, int64_t kernel_size,
-                   int64_t stride, int64_t dilation, int64_t heads, int64_t combine, int64_t padding) {
-  Problem p{};
-  p.batch = features.size(0), p.channels = features.size(1), p.height = features.size(2), p.width = features.size(3);
-  p.grid_height = spatial_filter.size(2), p.grid_width = spatial_filter.size(3);
-  p.scale = scale, p.kernel_size = kernel_size, p.stride = stride, p.heads = heads;
-  // Taps further out than the image is large see the same padding.
-  p.dilation = std::min(dilation, std::max(p.height, p.width));
-  p.combine = static_cast<Combine>(combine), p.padding = static_cast<Padding>(padding);
-  return p;
 }
 
 struct Launch {
@@ -105,7 +91,8 @@ Tensor ddf_cuda(const Tensor& features, const Tensor& channel_filter, const Tens
                 int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads, int64_t combine,
                 int64_t padding) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const Problem p = problem_of(features, spatial_filter, scale, kernel_size, stride, dilation, heads, combine, padding);
+  const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
+                               combine, padding);
   const Tensor channel = torch::stable::contiguous(channel_filter);
   Tensor output = empty_following(features, {p.batch, p.channels, p.grid_height * scale, p.grid_width * scale});
   const Launch launch = on_current_stream(features);
@@ -125,7 +112,9 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cuda(const Tensor& grad_output, 
                                                      int64_t dilation, int64_t heads, int64_t combine, int64_t padding,
                                                      bool needs_features, bool needs_channel, bool needs_spatial) {
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const Problem p = problem_of(features, spatial_filter, scale, kernel_size, stride, dilation, heads, combine, padding);
+  const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
+                               combine, padding);
+  check_grad_output(p, grad_output, features);
   const Tensor channel = torch::stable::contiguous(channel_filter);
   const auto empty = [&](const Tensor& like, bool needed) {
     return torch::stable::new_empty(like, needed ? sizes_of(like) : std::vector<int64_t>{0});

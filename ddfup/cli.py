@@ -29,8 +29,10 @@ from ddfup.commands.report import report
 from ddfup.commands.train import train
 from ddfup.commands.upsample import upsample
 from ddfup.errors import DDFUpError, DeviceError
-from ddfup.terminal import NoteHandler, Terminal
+from ddfup.terminal import NoteHandler, Terminal, blame_stdout, hold_places, say, settle
 
+# Exit codes of SIGINT and SIGTERM.
+_INTERRUPTED = (130, 143)
 # What typer raises for wrong usage; it has no public name of its own in all supported versions.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
@@ -45,7 +47,7 @@ app = typer.Typer(
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"ddfup {__version__}")
+        say(f"ddfup {__version__}")
         raise typer.Exit()
 
 
@@ -91,31 +93,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done, 1 internal error, 2 usage, 4 bad input, 6 output, 7 weights, 8 device or memory,
-        130 and 143 interrupted.
+        130 and 143 interrupted, 141 nobody reads the output any more.
     """
+    hold_places()
     keep_freed_memory()
     terminal = Terminal()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    with _listening(terminal):
-        try:
-            code = app(arguments, prog_name="ddfup", standalone_mode=False, obj=terminal)
-        except DDFUpError as error:
-            terminal.fail(error.message, error.hint)
-            return error.exit_code
-        except _UsageError as error:
-            command = error.ctx.command_path if error.ctx else "ddfup"
-            dashes = "; put -- before file names that begin with -" if "No such option" in error.message else ""
-            terminal.fail(error.format_message(), f"{command} --help lists what there is{dashes}")
-            return 2
-        except (KeyboardInterrupt, typer.Abort):
+    with contextlib.ExitStack() as stack:
+        stack.callback(settle)
+        stack.enter_context(_listening(terminal))
+        code = _call(arguments, terminal)
+        if code in _INTERRUPTED:
             terminal.note("interrupted")
-            return 130
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else 1
-        except MemoryError:
-            terminal.fail("memory must hold the work; it ran out", "use smaller tiles: --tile 512")
-            return DeviceError.exit_code
-        except Exception as error:
-            terminal.fail(f"internal error: {type(error).__name__}: {error}", "please report it, with --debug")
-            return 1
+    return code
+
+
+def _call(arguments: Sequence[str], terminal: Terminal) -> int:
+    """Run the command line, say what went wrong, and return the exit code."""
+    try:
+        return _run(arguments, terminal)
+    except DDFUpError as error:
+        terminal.fail(error.message, error.hint)
+        return error.exit_code
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "ddfup"
+        dashes = "; put -- before file names that begin with -" if "No such option" in error.message else ""
+        terminal.fail(error.format_message(), f"{command} --help lists what there is{dashes}")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except MemoryError:
+        terminal.fail("memory must hold the work; it ran out", "use smaller tiles: --tile 512")
+        return DeviceError.exit_code
+    except Exception as error:
+        terminal.fail(f"internal error: {type(error).__name__}: {error}", "please report it, with --debug")
+        return 1
+
+
+def _run(arguments: Sequence[str], terminal: Terminal) -> int:
+    """Run the command line; a stdout that does not take its output ends every command in the same way."""
+    streams = sys.stdout, sys.stderr
+    try:
+        code = app(arguments, prog_name="ddfup", standalone_mode=False, obj=terminal)
+    except (OSError, SystemExit) as error:
+        # typer prints too, help for one, and answers a closed pipe by other streams and an exit code of its own.
+        sys.stdout, sys.stderr = streams
+        cause = error.__context__ if isinstance(error, SystemExit) else error
+        if isinstance(cause, OSError):
+            blame_stdout(cause)
+        raise
     return code if isinstance(code, int) else 0

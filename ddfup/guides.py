@@ -30,6 +30,8 @@ _MAGICS = {
     "EXR": (EXR_MAGIC,),
 }
 _ORIENTATION = 274  # EXIF and TIFF tag
+# PhotometricInterpretation of TIFF, as far as 16 bits are read.
+_TIFF_COLOURS = {0: "white is 0", 1: "black is 0", 2: "RGB", 5: "inks"}
 _PILLOW_LIMIT = threading.Lock()
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 # A renderer's brightest half percent (lamps, the sun) may be white without detail.
@@ -71,6 +73,7 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
                 orientation = int(tag.value) if tag is not None else orientation
                 size = (int(page.imagewidth), int(page.imagelength))
                 kind, decoder = "TIFF", "tiff" if page.dtype == np.uint16 else "pillow"
+                _check_tiff(path, page)
         elif start.startswith(PNG_MAGIC):
             # Not by Pillow: looking for EXIF, it would decode the picture before its size is checked.
             kind, decoder = "PNG", "png" if start[24] == 16 else "pillow"
@@ -125,9 +128,7 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
             image = png_read(path)
         else:
             with tiff_page(path) as page:
-                image = page.asarray()
-                if image.ndim == 3 and page.planarconfig == 2:
-                    image = np.moveaxis(image, 0, -1)
+                image = _read_16bit_tiff(page)
         if image.ndim == 2:
             image = image[..., None]
         if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4):
@@ -181,6 +182,37 @@ def _read_8bit_guide(path: Path, orientation: int) -> NDArray[np.uint8]:
         image = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
         # Pillow turns TIFF pictures by itself, and only these.
         return image if picture.format == "TIFF" else np.ascontiguousarray(_upright(image, orientation))
+
+
+def _check_tiff(path: Path, page: Any) -> None:
+    """Refuse what neither Pillow nor the reader of 16 bits can make a picture of."""
+    dtype = None if page.dtype is None else np.dtype(page.dtype)
+    if dtype is not None and (dtype.kind == "f" or dtype.itemsize > 2):
+        raise InputError(
+            f"{path}: a guide must have 8 or 16 bits per channel; got {dtype}",
+            "is this the depth file? save the guide as PNG or JPEG",
+        )
+    if dtype == np.uint16 and page.photometric not in _TIFF_COLOURS:
+        name = getattr(page.photometric, "name", page.photometric)
+        raise InputError(
+            f"{path}: a guide of 16 bits must be grey, RGB or CMYK; got {name}", "save the guide as RGB, or with 8 bits"
+        )
+
+
+def _read_16bit_tiff(page: Any) -> NDArray[np.uint16]:
+    """Return grey or RGB, with or without alpha, (H, W) or (H, W, channels)."""
+    image: NDArray[np.uint16] = page.asarray()
+    if image.ndim == 3 and page.planarconfig == 2:
+        image = np.moveaxis(image, 0, -1)
+    kind = _TIFF_COLOURS[page.photometric]
+    if kind == "white is 0":
+        grey = image if image.ndim == 2 else image[..., 0]
+        return 65535 - grey
+    if kind == "inks":
+        # Without a profile: light is what ink lets through, as Pillow has it for 8 bits.
+        light = 65535 - image[..., :4].astype(np.uint32)
+        return np.asarray((light[..., :3] * light[..., 3:] + 32767) // 65535, dtype=np.uint16)
+    return image
 
 
 def _colour_channels(path: Path, header: ExrHeader) -> list[str]:

@@ -6,15 +6,16 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ddfup import models
-from ddfup.devices import find_device
+from ddfup.devices import find_device, full_float32, is_out_of_memory
 from ddfup.errors import ArgumentError, DeviceError, InputError
 from ddfup.ops import native
 from ddfup.sizes import check_sizes
@@ -25,8 +26,12 @@ _TILE = {"cpu": 1280, "cuda": 2048}
 # Images up to this many pixels run whole: no halo is computed twice. Larger ones would take twice the memory, on the
 # CPU new memory at first, which costs more time than the halo.
 _WHOLE_PIXELS = {"cpu": 1280 * 1280, "cuda": 8 << 20}
+# What the brightest pixel is in guides of whole numbers.
+_WHOLE_SCALES = {"uint8": 255.0, "uint16": 65535.0}
 # A tile below this side has more halo than content; running out of memory there is final.
 _SMALLEST_TILE = 512
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @runtime_checkable
@@ -101,8 +106,7 @@ class Upsampler:
     @property
     def kernels(self) -> str:
         """Which kernels serve the filters: "native" or "torch"."""
-        status = native.status()
-        return "native" if (status.cuda if self._device.type == "cuda" else status.cpu).loaded else "torch"
+        return "native" if native.is_loaded(self._device.type) else "torch"
 
     @overload
     def __call__(
@@ -176,7 +180,7 @@ class Upsampler:
             try:
                 return self._run_tiled(low, mask, image, side)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 smaller = (side if side is not None else max(image.shape[:2])) // 2
                 can_tile = self._tile != "none" and isinstance(self._network, Tileable)
@@ -236,12 +240,12 @@ class Upsampler:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype != torch.float32:
             return torch.autocast(self._device.type, self._dtype)
-        return contextlib.nullcontext() if self._device.type == "cpu" else _float32_convolutions()
+        return contextlib.nullcontext() if self._device.type == "cpu" else full_float32
 
     def _to_tensor(self, image: NDArray[np.generic]) -> Tensor:
         """(H, W, 3) to (1, 3, H, W) float32 in [0, 1] on the device, channels last in memory."""
         if self._device.type == "cpu":
-            tensor = torch.from_numpy(np.ascontiguousarray(_to_unit(image)))
+            tensor = torch.from_numpy(_for_torch(_to_unit(image)))
         else:
             tensor = _to_unit_on(image, self._device)
         return tensor.permute(2, 0, 1)[None]
@@ -261,17 +265,21 @@ def _to_array(tensor: Tensor) -> NDArray[Any]:
 
 def _to_unit(image: NDArray[np.generic]) -> NDArray[np.float32]:
     """Bring a guide of any accepted type to float32 in [0, 1]."""
-    whole = {"uint8": 255.0, "uint16": 65535.0}.get(image.dtype.name)
+    whole = _WHOLE_SCALES.get(image.dtype.name)
     unit: NDArray[np.float32] = image.astype(np.float32, copy=whole is not None)
     if whole is not None:
         unit /= np.float32(whole)
     return unit
 
 
+def _for_torch(image: NDArray[_Number]) -> NDArray[_Number]:
+    """Copy an array if need be: PyTorch warns of those that may not be written to, such as Pillow's."""
+    return np.require(image, requirements=("C_CONTIGUOUS", "WRITEABLE"))
+
+
 def _to_unit_on(image: NDArray[np.generic], device: torch.device) -> Tensor:
     """`_to_unit` on a device: a photo crosses the bus as it is, a quarter of the bytes, and is divided there."""
-    # PyTorch warns of arrays that may not be written to, such as Pillow's.
-    image = np.require(image, requirements=("C_CONTIGUOUS", "WRITEABLE"))
+    image = _for_torch(image)
     if image.dtype == np.uint16:
         # PyTorch computes little with uint16.
         signed = torch.from_numpy(image.view(np.int16)).to(device)
@@ -281,33 +289,12 @@ def _to_unit_on(image: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def _statistics(image: NDArray[np.generic]) -> tuple[float, float]:
-    """Mean and deviation of a guide in [0, 1], by strips: no float copy of a large picture is made."""
-    total = square = 0.0
-    for strip in _strips(image):
-        unit = _to_unit(strip).astype(np.float64)
-        total += float(unit.sum())
-        square += float(np.square(unit).sum())
-    mean = total / image.size
-    return mean, math.sqrt(max(0.0, square / image.size - mean * mean))
-
-
-def _strips(image: NDArray[np.generic], rows: int = 256) -> Iterator[NDArray[np.generic]]:
-    for top in range(0, image.shape[0], rows):
-        yield image[top : top + rows]
-
-
-@contextlib.contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    """Keep cuDNN from rounding the factors of convolutions to 10 bits (TF32), as PyTorch lets it.
-
-    Results would differ from the CPU's, and those of tiles from the whole's, by up to 0.002 of the range of depth.
-    """
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    """Mean and deviation of a guide in [0, 1], without a float copy of a large picture."""
+    if image.dtype == np.float16:  # which OpenCV does not take
+        image = image.astype(np.float32)
+    mean, deviation = cv2.meanStdDev(np.ascontiguousarray(image).reshape(image.shape[0], -1))
+    whole = _WHOLE_SCALES.get(image.dtype.name, 1.0)
+    return float(mean[0, 0]) / whole, float(deviation[0, 0]) / whole
 
 
 def _find_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -345,7 +332,9 @@ def _check_guide(guide: NDArray[np.generic]) -> NDArray[np.generic]:
         guide = np.repeat(guide[:, :, None], 3, axis=2)
     if guide.ndim != 3 or guide.shape[2] != 3 or guide.size == 0:
         raise InputError(f"guide must be (H, W, 3); got {guide.shape}")
-    if guide.dtype in (np.uint8, np.uint16):
+    # Files may have the other order of bytes, which PyTorch does not know.
+    guide = guide.astype(guide.dtype.newbyteorder("="), copy=False)
+    if guide.dtype.name in _WHOLE_SCALES:
         return guide
     if not np.issubdtype(guide.dtype, np.floating):
         raise InputError(f"guide must be uint8, uint16, or float in [0, 1]; got {guide.dtype}")
@@ -364,8 +353,3 @@ def _nearest(mask: NDArray[np.bool_], size: tuple[int, ...]) -> NDArray[np.bool_
         for small, large in zip(mask.shape, size, strict=True)
     )
     return mask[np.ix_(rows, columns)]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU allocator has no exception type of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

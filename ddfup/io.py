@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddfup.errors import ArgumentError, InputError
+from ddfup.errors import ArgumentError, InputError, PairingError
 from ddfup.formats import FORMATS
 from ddfup.formats.base import (
     AGAIN,
@@ -51,6 +51,7 @@ __all__ = [
     "check_pair",
     "check_range",
     "encode_depth",
+    "files_by_stem",
     "format_of",
     "limits",
     "parse_invalid",
@@ -98,6 +99,28 @@ def format_of(path: PurePath) -> Format | None:
     """Return the row of `FORMATS` for a path's suffix, or None."""
     suffix = path.suffix.lower()
     return next((row for row in FORMATS.values() if suffix in row.suffixes), None)
+
+
+def files_by_stem(folder: Path) -> dict[str, Path]:
+    """Return a folder's files by their stems, in sorted order, hidden ones (.DS_Store) left out.
+
+    Args:
+        folder: May be missing: then there are none.
+
+    Raises:
+        PairingError: If two files have one stem.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in files:
+            raise PairingError(
+                f"{path}: stems must be unique; {files[path.stem].name} has the same",
+                "a data set is a folder with rgb/ and depth/ of equal stems",
+            )
+        files[path.stem] = path
+    return files
 
 
 def parse_size(text: str) -> Raw:
@@ -376,6 +399,7 @@ def encode_depth(
     unit: Unit,
     target: Format,
     notes: Mapping[str, str] | None = None,
+    zero_is_valid: bool = False,
 ) -> bytes:
     """Return the bytes of a depth file.
 
@@ -388,11 +412,12 @@ def encode_depth(
         unit: Unit to store.
         target: Row of `FORMATS`.
         notes: Texts for the file's metadata (formats that have any).
+        zero_is_valid: Of disparity without invalid pixels: 0 is a value like any other, and stays 0.
 
     Raises:
         InputError: If a value is beyond what ``dtype`` holds; nothing is ever wrapped.
     """
-    stored = quantise(depth, dtype, unit)
+    stored = quantise(depth, dtype, unit, zero_is_valid=zero_is_valid)
     texts = {"unit": unit.name, **(notes or {})}
     if unit.per_metre is not None and unit.coding != "kinect":
         texts["units_per_metre"] = f"{unit.per_metre:.12g}"

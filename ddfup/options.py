@@ -11,6 +11,10 @@ import typer
 
 from ddfup.errors import ArgumentError
 
+# Below this no bundled network can work in tiles: they overlap by more. What larger ones need depends on network and
+# ratio, and shows when they are known.
+LEAST_TILE = 48
+
 
 def _set_terminal(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
     setattr(ctx.obj, str(param.name), value)
@@ -81,6 +85,8 @@ def _check_device(value: str) -> str:
 def _check_tile(value: str) -> str:
     if not re.fullmatch(r"auto|none|[1-9][0-9]{0,6}", value):
         raise ArgumentError(f"--tile must be auto, none or a number of pixels; got {value!r}", "try --tile 1024")
+    if value.isdigit() and int(value) < LEAST_TILE:
+        raise ArgumentError(f"--tile must be at least {LEAST_TILE} pixels; got {value}", "try --tile 1024")
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,20 +140,19 @@ def plan(depth: Path, guide: Path, out: str | Path | None, options: Options) -> 
         io.check_confidence(options.confidence, header, max_pixels=options.max_pixels, raw=options.raw)
     camera = None if options.pointcloud is None else _camera(options, options.pointcloud, picture)
     sides = (options.preview, None if options.pointcloud is None else options.pointcloud.path)
+    sources = [file for file in (depth, guide, options.confidence) if file is not None]
     for file in (out, *sides):
-        for source in (depth, guide, options.confidence):
-            if file is not None and file != "-" and source is not None and _same(Path(file), source):
-                raise OutputError(f"{file}: an output must not replace an input", "give it another name")
+        if file is not None and file != "-":
+            writing.refuse_inputs(Path(file), *sources)
     path, target = _output(depth, out, row, options.format)
     outputs = [file for file in (path, *sides) if file is not None]
     for first, second in itertools.combinations(outputs, 2):
-        if _same(first, second):
+        if writing.same_file(first, second):
             raise OutputError(f"{first}: two outputs must be two files; got one name", "give one of them another name")
     done = path is not None and options.skip_existing and path.is_file()
     for file in [] if done else outputs:
         writing.check_writable(file)
-        if os.path.lexists(file) and not options.overwrite:
-            raise OutputError(f"{file}: must not exist yet; it does", "--overwrite replaces it, or give another name")
+        writing.refuse_existing(file, overwrite=options.overwrite)
     width, height = picture.width, picture.height
     return Plan(depth, guide, path, target, width, height, width / header.width, done, camera)
 
@@ -184,33 +182,63 @@ def read(work: Plan, options: Options) -> Inputs:
     return Inputs(depth, guide, dtype, unit, time.perf_counter() - start)
 
 
+def _label(unit: io.Unit) -> str:
+    return f" {unit.label}" if unit.label else ""
+
+
+def _suspicious(source: io.DepthMap) -> list[str]:
+    """Say so if depth is the largest number of its type, which cameras and renderers use as a mark."""
+    if source.unit.coding or (source.dtype.kind == "u" and source.dtype.itemsize == 1):
+        return []
+    most = io.limits(source.dtype, source.unit)[1]
+    count = int(np.count_nonzero(source.depth[source.valid] >= np.float32(most)))
+    if not count:
+        return []
+    mark = f"{np.finfo(source.dtype).max:g}" if source.dtype.kind == "f" else str(np.iinfo(source.dtype).max)
+    return [
+        f"{count} low-resolution pixels have the largest value of {source.dtype}, {mark}: "
+        f"if that means no measurement, say --invalid 0,{mark}"
+    ]
+
+
 def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> Result:
     """Upsample, encode and, if there is an output file, write.
 
     Raises:
+        ArgumentError: If the tiles are too small for the network.
         OutputError: If writing fails; nothing is left over then.
         DeviceError: If the device cannot do it.
     """
     start = time.perf_counter()
     source, guide, dtype, unit = inputs.depth, inputs.guide, inputs.dtype, inputs.unit
-    depth = upsampler(source.depth, guide, valid=source.valid, fill=options.fill)
-    notes = []
-    low, high = io.limits(dtype, unit)
+    try:
+        depth = upsampler(source.depth, guide, valid=source.valid, fill=options.fill)
+    except ArgumentError as error:
+        # In Python the side of a tile is an argument; here it came from an option.
+        if not error.message.startswith("tile "):
+            raise
+        raise ArgumentError(f"--{error.message}", error.hint) from error
+    notes = _suspicious(source)
+    # Integers mark invalid pixels with 0: it can be a disparity only where none is marked, here or in the input.
+    zero_is_valid = unit.per_metre is None and 0 not in options.invalid and bool(np.isfinite(depth).all())
+    low, high = io.limits(dtype, unit, zero_is_valid=zero_is_valid)
     # The input fits, so these are the network's overshoots at the very ends of the range.
     below, beyond = int(np.count_nonzero(depth < low)), int(np.count_nonzero(depth > high))
     if below:
-        nearest = float(source.depth[source.valid].min())
-        depth = np.where(depth < low, np.float32(max(low, nearest)), depth)
-        notes.append(f"{below} pixels came out nearer than {dtype} holds and were set to the nearest of the input")
+        least = max(low, float(source.depth[source.valid].min()))
+        depth = np.where(depth < low, np.float32(least), depth)
+        notes.append(f"{below} pixels came out below what {dtype} holds and were set to {least:g}{_label(unit)}")
     if beyond:
         depth = np.minimum(depth, np.float32(high))
-        notes.append(f"{beyond} pixels came out farther than {dtype} holds and were limited to it")
+        notes.append(f"{beyond} pixels came out above what {dtype} holds and were limited to {high:g}{_label(unit)}")
     details = {
         "model": upsampler.model_name,
         "weights_sha256": upsampler.weights_sha256,
         "software": "ddfup",
     }
-    data = io.encode_depth(depth, dtype=dtype, unit=unit, target=work.target, notes=details)
+    data = io.encode_depth(
+        depth, dtype=dtype, unit=unit, target=work.target, notes=details, zero_is_valid=zero_is_valid
+    )
     files: dict[Path, bytes] = {} if work.out is None else {work.out: data}
     if options.preview is not None:
         from ddfup.preview import side_by_side
@@ -242,12 +270,13 @@ def _output(depth: Path, out: str | Path | None, row: io.Format, name: str | Non
     target = io.FORMATS[name or "npy"] if name or row.name not in io.FORMATS else row
     if out is None:
         suffix = depth.suffix if target is row else target.suffixes[0]
-        return depth.with_name(f"{depth.stem}_up{suffix}"), target
+        path = depth.with_name(f"{depth.stem}_up{suffix}")
+        writing.refuse_folder(path)
+        return path, target
     if str(out) == "-":
         return None, target
     path = Path(out)
-    if path.is_dir():
-        writing.check_writable(path)
+    writing.refuse_folder(path)
     by_suffix = io.format_of(path)
     if by_suffix is None:
         known = ", ".join(suffix for other in io.FORMATS.values() for suffix in other.suffixes)
@@ -255,11 +284,3 @@ def _output(depth: Path, out: str | Path | None, row: io.Format, name: str | Non
     if name and by_suffix is not target:
         raise ArgumentError(f"--format must agree with -o; got {name} and {str(path)!r}", "leave one of them out")
     return path, by_suffix
-
-
-def _same(first: Path, second: Path) -> bool:
-    """Tell whether two paths name one file, also through links."""
-    try:
-        return first.samefile(second)
-    except OSError:
-        return first.absolute() == second.absolute()

@@ -1,4 +1,7 @@
-"""How the commands speak: data to stdout, everything else to stderr. Nothing else prints, but cli.py."""
+"""How the commands speak: data to stdout, everything else to stderr. Nothing else prints, but cli.py.
+
+Data that cannot be delivered is an error, as it would be with a file; what is said on stderr is lost in silence.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ from typing import Any, TextIO
 import typer
 
 from ddfup._stderr import SPEAKING
-from ddfup.errors import DDFUpError
+from ddfup.errors import DDFUpError, OutputError
 
 # Seconds between the lines that stand for a progress bar where nobody watches it move.
 _LINE_SECONDS = 30.0
+# What a program ends with that SIGPIPE ends: 128 + 13, also on systems that have no such signal.
+CLOSED_PIPE = 141
 # Where data goes while `data_only` keeps others off stdout.
 _data: TextIO | None = None
 
@@ -43,12 +48,12 @@ class Terminal:
     def note(self, text: str, *, detail: bool = False) -> None:
         """Write a line to stderr unless the user asked for less."""
         if not self.quiet and (self.verbose or not detail):
-            with SPEAKING:
+            with SPEAKING, contextlib.suppress(OSError):
                 typer.echo(one_line(text), err=True)
 
     def fail(self, message: str, hint: str = "") -> None:
         """Write the error and hint lines of the exception that is being handled."""
-        with SPEAKING:
+        with SPEAKING, contextlib.suppress(OSError):
             if self.debug:
                 typer.echo(traceback.format_exc(), err=True, nl=False)
             typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
@@ -60,7 +65,7 @@ class Terminal:
     @contextlib.contextmanager
     def working(self, text: str) -> Iterator[None]:
         """Show a spinner on an interactive stderr."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not _is_screen(sys.stderr):
             yield
             return
         from rich.console import Console
@@ -81,7 +86,7 @@ class Terminal:
         """
         if self.quiet:
             yield lambda step, text: None
-        elif sys.stderr.isatty():
+        elif _is_screen(sys.stderr):
             from rich import progress
             from rich.console import Console
 
@@ -92,7 +97,7 @@ class Terminal:
                 progress.TextColumn("{task.description}", markup=False),
             )
             # Data in a pipe must not be drawn with the bar; on the same screen both share it.
-            redirect = sys.stdout.isatty()
+            redirect = _is_screen(sys.stdout)
             with progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=redirect) as bar:
                 task = bar.add_task("", total=total, completed=done)
                 yield lambda step, text: bar.update(task, completed=step, description=text)
@@ -127,9 +132,75 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def say(data: str | bytes) -> None:
+    """Write a line of text, or bytes as they are, to stdout. All data goes this way.
+
+    Raises:
+        OutputError: If it cannot be written.
+        SystemExit: If nobody reads it any more, which is no failure to speak of.
+    """
+    data_stream()
+    try:
+        typer.echo(data, file=_data, nl=isinstance(data, str))
+    except OSError as error:
+        raise _lost(error) from error
+
+
+def data_stream() -> TextIO:
+    """Return where data goes.
+
+    Raises:
+        OutputError: If it was closed before the program began.
+    """
+    stream = _data or sys.stdout
+    if stream is None:
+        raise OutputError("stdout must take the output; it is closed", "let it go to a file or a pipe")
+    return stream
+
+
+def _lost(error: OSError) -> OutputError | SystemExit:
+    """Return what to raise when stdout does not take data."""
+    if isinstance(error, BrokenPipeError):
+        return SystemExit(CLOSED_PIPE)
+    return OutputError(
+        f"stdout must take the output; got {error.strerror or error}", "free some space, or choose another place for it"
+    )
+
+
+def blame_stdout(error: OSError) -> None:
+    """Raise what `say` would if the error is stdout's: from printing, as what is said on stderr may be lost."""
+    if any(frame.f_code is typer.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__)):
+        raise _lost(error) from error
+
+
+def settle() -> None:
+    """Forget what stdout and stderr did not take: Python would try again at its end, and fail in a way of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def hold_places() -> None:
+    """Fill the places of standard streams that are closed: a file that got one would get a library's messages too."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _is_screen(stream: TextIO | None) -> bool:
+    # Python has None for a stream that is closed.
+    return stream is not None and stream.isatty()
+
+
 def print_json(record: dict[str, Any]) -> None:
     """Print one JSON object as one line of stdout."""
-    typer.echo(json.dumps(record), file=_data)
+    say(json.dumps(record))
 
 
 @contextlib.contextmanager
@@ -156,10 +227,13 @@ def reported(record: dict[str, Any], as_json: bool) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             message = "interrupted"
         record |= {"status": "failed", "error": message}
-        raise
-    finally:
         if as_json:
-            print_json(record)
+            # What went wrong first is what is told.
+            with contextlib.suppress(OutputError, SystemExit):
+                print_json(record)
+        raise
+    if as_json:
+        print_json(record)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -171,4 +245,4 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         cells = (
             text.rjust(width) if r else text.ljust(width) for text, width, r in zip(row, widths, right, strict=True)
         )
-        typer.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())

@@ -126,21 +126,23 @@ def parse_invalid(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def limits(dtype: np.dtype[Any], unit: Unit) -> tuple[float, float]:
+def limits(dtype: np.dtype[Any], unit: Unit, *, zero_is_valid: bool = False) -> tuple[float, float]:
     """Return the smallest and largest valid depth (metres or disparity) that ``dtype`` holds in ``unit``.
 
-    Depth in metres is above 0; so is whatever stands in unsigned integers, where 0 marks invalid pixels.
+    Depth in metres is above 0; so is whatever stands in unsigned integers, where 0 marks invalid pixels unless
+    ``zero_is_valid``, which is for disparity.
     """
     if unit.coding == "kinect":
         low, high = (_NYU_A / (_NYU_B - number) for number in stored_limits(dtype, unit))
         return low, high
     # In memory all depth is float32, which may hold less than the file's type.
     most = float(np.finfo(np.float32).max)
-    low, high = (min(max(limit / unit.factor, -most), most) for limit in stored_limits(dtype, unit))
+    stored = stored_limits(dtype, unit, zero_is_valid=zero_is_valid)
+    low, high = (min(max(limit / unit.factor, -most), most) for limit in stored)
     return low, high
 
 
-def stored_limits(dtype: np.dtype[Any], unit: Unit) -> tuple[float, float]:
+def stored_limits(dtype: np.dtype[Any], unit: Unit, *, zero_is_valid: bool = False) -> tuple[float, float]:
     """Return the smallest and largest valid number that ``dtype`` holds in ``unit``, before packing."""
     if unit.coding == "kinect":
         return 1.0, math.floor(_NYU_B)
@@ -150,7 +152,9 @@ def stored_limits(dtype: np.dtype[Any], unit: Unit) -> tuple[float, float]:
     most = int(np.iinfo(dtype).max)
     # The float next to 2**64 - 1 is 2**64, which would wrap.
     high = float(most) if int(float(most)) <= most else math.nextafter(float(most), 0)
-    return 1.0 if dtype.kind == "u" or unit.per_metre is not None else float(np.iinfo(dtype).min), high
+    if unit.per_metre is None and (dtype.kind == "i" or zero_is_valid):
+        return float(np.iinfo(dtype).min), high
+    return 1.0, high
 
 
 def check_range(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit) -> None:
@@ -196,12 +200,15 @@ def dequantise(stored: NDArray[Any], unit: Unit) -> NDArray[np.float32]:
     return depth
 
 
-def quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit) -> NDArray[Any]:
+def quantise(
+    depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit, *, zero_is_valid: bool = False
+) -> NDArray[Any]:
     """Return depth (metres or disparity; not finite = invalid) as it is stored.
 
     Integers are rounded and mark invalid pixels with 0, floats with NaN. A valid value between 0 and the
     smallest of `limits` becomes that smallest one, so that it does not read as invalid; small negative disparity
-    in signed integers becomes -1 for the same reason.
+    in signed integers becomes -1 for the same reason. Where the whole map is valid and 0 is a disparity like any
+    other (``zero_is_valid``), 0 stays 0.
 
     Raises:
         InputError: If a value is beyond what ``dtype`` holds; nothing is ever wrapped.
@@ -209,18 +216,19 @@ def quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit)
     check_range(depth, dtype, unit)
     stored = np.empty(depth.shape, dtype)
     for part, target in zip(_parts(depth), _parts(stored), strict=True):
-        target[...] = _quantise(part, dtype, unit)
+        target[...] = _quantise(part, dtype, unit, zero_is_valid)
     return stored
 
 
-def _quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit) -> NDArray[Any]:
+def _quantise(depth: NDArray[np.floating[Any]], dtype: np.dtype[Any], unit: Unit, zero_is_valid: bool) -> NDArray[Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         number = unit.to_number(depth.astype(np.float64))
     if dtype.kind in "ui":
         np.rint(number, out=number)
-        small = number == 0
-        number[small] = np.copysign(1.0, number[small])
-    np.clip(number, *stored_limits(dtype, unit), out=number)
+        if not zero_is_valid:
+            small = number == 0
+            number[small] = np.copysign(1.0, number[small])
+    np.clip(number, *stored_limits(dtype, unit, zero_is_valid=zero_is_valid), out=number)
     number[~np.isfinite(depth)] = 0.0 if dtype.kind in "ui" else np.nan
     return unit.pack(number.astype(dtype))
 

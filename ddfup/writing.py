@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,9 @@ def check_writable(path: Path) -> None:
     """Refuse, before any work, an output that cannot be written.
 
     Raises:
-        OutputError: If ``path`` is a folder, or its folder is missing or closed.
+        OutputError: If ``path`` is a folder, its folder is missing or closed, or there can be no such name.
     """
-    if path.is_dir():
-        raise OutputError(f"{path}: an output must be a file; this is a folder", f"example: -o {path / 'depth.png'}")
+    refuse_folder(path)
     if path.parent.exists() and not path.parent.is_dir():
         raise OutputError(f"{path}: its folder must be one; {path.parent} is a file", "choose another place with -o")
     if not path.parent.is_dir():
@@ -57,11 +57,94 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path}: its folder must be writable; {path.parent} is not", "choose another place with -o")
 
 
+def refuse_folder(path: Path) -> None:
+    """Refuse, before any work, an output that is a folder, or has a name that no file can have.
+
+    Raises:
+        OutputError: If it is, or has.
+    """
+    try:
+        path.lstat()
+        folder = path.is_dir()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise OutputError(
+            f"{path}: an output must have a name that its folder takes; got {error.strerror or error}",
+            "give a shorter name with -o: most file systems take 255 bytes"
+            if error.errno == errno.ENAMETOOLONG
+            else "choose another place with -o",
+        ) from error
+    if folder:
+        raise OutputError(f"{path}: an output must be a file; this is a folder", f"example: -o {path / 'depth.png'}")
+
+
+def refuse_inputs(path: Path, *sources: Path) -> None:
+    """Refuse, before any work, an output that is one of the inputs, whatever may be replaced.
+
+    Args:
+        path: The output.
+        sources: The inputs.
+
+    Raises:
+        OutputError: If it is one of them.
+    """
+    if any(same_file(path, source) for source in sources):
+        raise OutputError(f"{path}: an output must not replace an input", "give it another name")
+
+
+def same_file(first: Path, second: Path) -> bool:
+    """Tell whether two paths name one file, also through links."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return first.absolute() == second.absolute()
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Make a folder if there is none, and its parents; what was made goes again if it is empty in the end.
+
+    Raises:
+        OutputError: If it is a file, or cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made += [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: must be a folder or become one; got {error.strerror or error}", "choose another with -o"
+            ) from error
+        yield
+    finally:
+        for place in made:
+            # Not empty, or there no more: then it is not ours to take away.
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, an output that would replace a file, or a link whatever it leads to.
+
+    Args:
+        path: The output.
+        overwrite: Whether the user said that it may.
+
+    Raises:
+        OutputError: If something is there.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or give another name")
+
+
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write files as a whole: each to a temporary file in its folder, flushed to disk; then all are renamed.
 
     Raises:
-        OutputError: If one of them fails; then nothing is left over and older files are untouched.
+        OutputError: If one of them fails; no part of a file is left over then. Older files are untouched, unless a
+            folder goes or closes between the renames: files renamed before stay, each of them whole.
     """
     # Random names of our own, not tempfile's, so that the files get the usual permissions.
     temporaries = {path: path.parent / f".ddfup-{secrets.token_hex(8)}.tmp" for path in files}
@@ -73,6 +156,9 @@ def write_files(files: Mapping[Path, bytes]) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for current in files:
+            if current.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         for current, temporary in temporaries.items():
             temporary.replace(current)
     except OSError as error:

@@ -12,7 +12,7 @@ import ddfup
 PACKAGE = Path(ddfup.__file__).resolve().parent
 
 # Each module (or package, with all in it) and what of ddfup it may import. Everything may import LEAVES.
-LEAVES = {"errors", "_memory", "_resources", "_stderr"}
+LEAVES = {"errors", "_memory", "_resources", "_shared", "_stderr"}
 ARROWS = {
     "cli": {
         "",
@@ -75,6 +75,7 @@ ARROWS = {
     "errors": set(),
     "_memory": set(),
     "_resources": set(),
+    "_shared": set(),
     "_stderr": set(),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -19,7 +19,7 @@ from PIL import Image
 
 import ddfup
 from ddfup import cli, inference, models, options, pair
-from ddfup.errors import DeviceError
+from ddfup.errors import DeviceError, OutputError
 
 CHECKOUT = Path(ddfup.__file__).resolve().parent.parent
 KEYS = [
@@ -202,6 +202,28 @@ def test_8_bit_disparity(folder, fake, run):
     np.testing.assert_array_equal(np.array(Image.open("disparity_up.png")), large(values))
 
 
+@pytest.mark.parametrize("hole", [False, True])
+def test_a_disparity_of_zero_is_kept_unless_zero_marks_holes(folder, fake, run, hole):
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    values[5, 7] = 99 if hole else 47
+    Image.fromarray(values).save("disparity.png")
+    assert run("upsample", "disparity.png", "guide.jpg", "--unit", "disparity", "--invalid", "99")[0] == 0
+    stored = np.array(Image.open("disparity_up.png"))
+    expected = large(np.where(values == 99, 0, np.maximum(values, 1)) if hole else values)
+    np.testing.assert_array_equal(stored, expected)
+
+
+@pytest.mark.parametrize(("mark", "told"), [(65535, True), (65534, False)])
+def test_the_largest_value_of_a_type_is_pointed_at(folder, fake, run, mark, told):
+    values = np.array(Image.open("depth.png"))
+    values[0, :2] = mark
+    Image.fromarray(values).save("depth.png")
+    code, _, err = run("upsample", "depth.png", "guide.jpg")
+    assert code == 0
+    note = "2 low-resolution pixels have the largest value of uint16, 65535: if that means no measurement, say"
+    assert (note in " ".join(err.split())) == told
+
+
 def test_unit_and_invalid_are_understood(folder, fake, run, monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -218,7 +240,7 @@ def test_unit_and_invalid_are_understood(folder, fake, run, monkeypatch):
 def test_overshoot_is_limited_and_said(folder, fake, run, monkeypatch):
     monkeypatch.setattr(fake, "__call__", lambda self, depth, guide, valid, fill: large(depth) + 64.53)
     code, _, err = run("upsample", "depth.png", "guide.jpg")
-    assert code == 0 and "pixels came out farther than uint16 holds and were limited to it" in err
+    assert code == 0 and "pixels came out above what uint16 holds and were limited to 65.535 m" in err
     assert np.array(Image.open("depth_up.png")).max() == 65535
 
 
@@ -227,7 +249,7 @@ def test_no_depth_comes_out_at_or_behind_the_camera(folder, fake, run, monkeypat
     nearest = given[given > 0].min()
     monkeypatch.setattr(fake, "__call__", lambda self, depth, guide, valid, fill: large(depth) - nearest / 1000)
     code, _, err = run("upsample", "depth.png", "guide.jpg")
-    assert code == 0 and "came out nearer than uint16 holds and were set to the nearest of the input" in err
+    assert code == 0 and "came out below what uint16 holds and were set to " in err
     result, expected = np.array(Image.open("depth_up.png")).astype(int), large(given).astype(int) - nearest
     expected[expected == 0] = nearest
     np.testing.assert_array_equal(result[large(given) > 0], expected[large(given) > 0])
@@ -289,6 +311,42 @@ def test_an_input_is_never_replaced(folder, fake, run, kind):
     code, _, err = run("upsample", "depth.png", "guide.jpg", "--overwrite", *given)
     assert code == 6 and "an output must not replace an input" in err
     assert tree(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [("-o", "a" * 300 + ".png"), ("--preview", "a" * 300 + ".png"), ()])
+def test_names_that_no_file_can_have(folder, fake, run, arguments):
+    depth = "depth.png" if arguments else "a" * 250 + ".png"
+    Path("depth.png").rename(depth)
+    before = tree(folder)
+    for more in ((), ("--skip-existing",)):
+        code, _, err = run("upsample", depth, "guide.jpg", *arguments, *more)
+        assert code == 6 and "an output must have a name that its folder takes; got File name too long" in err
+        assert err.startswith("error: aaa") and "\nhint: give a shorter name with -o" in err
+    assert tree(folder) == before and fake.made == []
+
+
+@pytest.mark.parametrize("side", ["1", "7", "47"])
+def test_tiles_that_no_network_can_use(folder, fake, run, side):
+    code, _, err = run("upsample", "depth.png", "guide.jpg", "--tile", side)
+    assert code == 2 and err == f"error: --tile must be at least 48 pixels; got {side}\nhint: try --tile 1024\n"
+
+
+def test_the_least_tile_refuses_none_that_works():
+    for info in models.list_models():
+        network = models.load_model(info.path)
+        if isinstance(network, inference.Tileable):
+            grids = [network.tile_grid(ratio) for ratio in range(1, 33)]
+            assert min(2 * halo + multiple for multiple, halo in grids) >= options.LEAST_TILE
+
+
+def test_tiles_too_small_for_a_network_name_their_option(folder, run):
+    save_rgb("large.png", (128, 96))
+    code, out, err = run("upsample", "depth.png", "large.png", "--tile", "64", "--device", "cpu", "--json")
+    message = "--tile must be larger than twice the overlap of 40 pixels; got 64"
+    assert code == 2 and err == f"error: {message}\nhint: use at least --tile 112\n"
+    assert json.loads(out)["error"] == message
+    code = run("upsample", "depth.png", "large.png", "--tile", "112", "--device", "cpu", "-q")
+    assert code == (0, "", "")
 
 
 def test_odd_names(folder, fake, run):
@@ -626,6 +684,60 @@ def test_demo(tmp_path, fake, run, monkeypatch):
     (tmp_path / "file").write_text("")
     code, _, err = run("demo", "-o", tmp_path / "file")
     assert code == 6 and "must be a folder or become one" in err
+
+
+@pytest.mark.parametrize("name", ["depth.png", "guide.jpg", "preview.png", "errors.png", "depth_up.png"])
+def test_demo_keeps_files_that_are_not_its_own(tmp_path, fake, run, monkeypatch, name):
+    monkeypatch.setattr(fake, "__call__", lambda self, depth, guide: np.repeat(np.repeat(depth, 8, 0), 8, 1))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / name).write_bytes(b"precious")
+    code, _, err = run("demo", "-o", folder)
+    assert code == 6 and f"{name}: must not exist yet; it does\nhint: --overwrite" in err
+    assert tree(tmp_path) == {f"photos/{name}": hashlib.sha256(b"precious").hexdigest()} and fake.made == []
+    assert run("demo", "-o", folder, "--overwrite", "-q")[0] == 0
+    # Now it is a demo's folder, as long as what the demo begins with is there.
+    assert run("demo", "-o", folder, "-q")[0] == 0
+    if name in ("depth.png", "guide.jpg"):
+        (folder / name).write_bytes(b"precious")
+        assert run("demo", "-o", folder)[0] == 6 and (folder / name).read_bytes() == b"precious"
+
+
+def test_a_demo_that_fails_takes_its_folders_along(tmp_path, fake, run, monkeypatch):
+    def fail(self, depth, guide):
+        raise DeviceError("out of memory")
+
+    monkeypatch.setattr(fake, "__call__", fail)
+    assert run("demo", "-o", tmp_path / "new" / "demo")[0] == 8
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    assert run("demo", "-o", tmp_path / "old")[0] == 8
+    assert (tmp_path / "old").is_dir()
+
+
+def test_a_benchmark_that_fails_takes_its_folders_along(folder, run, monkeypatch):
+    for place, name in (("depth", "depth.png"), ("rgb", "guide.jpg")):
+        (folder / "set" / place).mkdir(parents=True)
+        Image.open(name).resize((64, 48), Image.Resampling.NEAREST).save(folder / "set" / place / f"a{name[-4:]}")
+
+    def fail(files):
+        raise OutputError("means.csv: must be writable; got No space left on device")
+
+    monkeypatch.setattr("ddfup.writing.write_files", fail)
+    arguments = ("benchmark", "set", "-o", "new/table", "--method", "bicubic", "--factor", "2", "--crop-border", "0")
+    code, _, err = run(*arguments)
+    assert code == 6 and "No space left" in err and not Path("new").exists()
+    Path("new").mkdir()
+    assert run(*arguments)[0] == 6 and list(Path("new").iterdir()) == []
+
+
+def test_a_network_is_not_replaced_by_what_is_made_of_it(weights, run):
+    file = weights / "good.safetensors"
+    before = tree(weights)
+    for arguments in (("export", "pt2"), ("bench",)):
+        code, _, err = run(*arguments, "--model", file, "-o", file, "--overwrite")
+        assert code == 6 and "an output must not replace an input" in err
+    assert tree(weights) == before
 
 
 # --- help ---

@@ -1,5 +1,6 @@
 """Formats, types and units against one another; files of other programs; confidence."""
 
+import io as stdio
 from pathlib import Path
 
 import cv2
@@ -7,10 +8,12 @@ import imagecodecs
 import numpy as np
 import OpenEXR
 import pytest
+import tifffile
 from depth_files import RAMP, exr, npz, pfm, save, windows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from torture.round_trips import TABLE, beyond, depths_for, round_trip, units_of
 
 from ddfup import io
@@ -113,10 +116,13 @@ def test_presets_of_bits_need_16_bits(tmp_path, unit):
         ["R"],
         ["A", "R"],
         ["distance"],
+        ["Depth.V", "Image.R", "Image.G", "Image.B"],
+        ["DEPTH", "R", "G", "B"],
     ],
 )
 def test_exr_channels(tmp_path, names):
-    depth = next(name for name in ["Z", "depth.Z", "View Layer.Depth.Z", "Y", "R", "distance"] if name in names)
+    order = ["Z", "depth.Z", "View Layer.Depth.Z", "Depth.V", "DEPTH", "Y", "R", "distance"]
+    depth = next(name for name in order if name in names)
     channels = {name: RAMP if name == depth else np.full_like(RAMP, 77) for name in names}
     path = save(tmp_path / "d.exr", exr(channels))
     np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
@@ -137,6 +143,33 @@ def test_exr_flavours(tmp_path, compression, tiled, dtype):
     assert depth.dtype == dtype and depth.unit.name == "m"
     # PXR24 keeps 24 bits of a float, the others all.
     np.testing.assert_allclose(depth.depth, values.astype(np.float32), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mark", ["3.40282346638529e+38", "3.4028234663852886e+38", "-3.40282346638529e+38", "nan"])
+def test_tiff_nodata_of_the_largest_float32(tmp_path, mark):
+    """As GDAL writes it, which is a hair beyond the type."""
+    values = RAMP.copy()
+    values[1, :2] = np.clip(np.float64(mark), *np.array([-1, 1]) * np.finfo(np.float32).max)
+    tifffile.imwrite(tmp_path / "d.tif", values, extratags=[(42113, "s", 0, mark, True)])
+    valid = io.read_depth(tmp_path / "d.tif").valid
+    assert not valid[1, :2].any() and valid.sum() == RAMP.size - 2
+
+
+def test_png_with_a_transparent_grey(tmp_path):
+    values = np.arange(1, 13, dtype=np.uint16).reshape(3, 4) * 1000
+    Image.fromarray(values).save(tmp_path / "d.png", transparency=5000)
+    np.testing.assert_array_equal(io.read_depth(tmp_path / "d.png").depth, values.astype(np.float32) / 1000)
+
+
+def test_a_disparity_of_zero_stays_where_all_is_valid():
+    values = np.array([[0.0, 0.4, 1.0, 200.0]], np.float32)
+    for dtype, expected in ((np.uint8, [0, 0, 1, 200]), (np.uint16, [0, 0, 1, 200]), (np.int16, [0, 0, 1, 200])):
+        data = io.encode_depth(
+            values, dtype=np.dtype(dtype), unit=io.UNITS["disparity"], target=io.FORMATS["npy"], zero_is_valid=True
+        )
+        np.testing.assert_array_equal(np.load(stdio.BytesIO(data)), [expected])
+    marked = io.encode_depth(values, dtype=np.dtype(np.uint8), unit=io.UNITS["disparity"], target=io.FORMATS["npy"])
+    np.testing.assert_array_equal(np.load(stdio.BytesIO(marked)), [[1, 1, 1, 200]])
 
 
 def test_exr_background_is_invalid(tmp_path):

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import tifffile
 from depth_files import RAMP, exr, save
 from PIL import Image
 
@@ -118,6 +119,37 @@ def test_a_huge_webp_is_refused_before_pillow_makes_its_canvas(tmp_path, monkeyp
         io.read_guide_header(save(tmp_path / "huge.webp", bytes(data)))
     with pytest.raises(InputError, match="must not shrink more than"):
         io.read_guide_header(save(tmp_path / "huge.webp", bytes(data)), max_pixels=10**9)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.uint32])
+def test_tiff_of_more_than_16_bits_is_no_guide(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "g.tif", np.zeros((4, 5, 3), dtype), photometric="rgb")
+    with pytest.raises(InputError, match=f"a guide must have 8 or 16 bits per channel; got {np.dtype(dtype)}"):
+        io.read_guide(tmp_path / "g.tif")
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiff_inks_of_16_bits_are_what_pillow_makes_of_8(tmp_path, planar):
+    inks = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
+    stored = inks.astype(np.uint16) * 257
+    stored = np.moveaxis(stored, -1, 0) if planar == "separate" else stored
+    tifffile.imwrite(tmp_path / "g.tif", stored, photometric="separated", planarconfig=planar)
+    guide = io.read_guide(tmp_path / "g.tif")
+    assert guide.dtype == np.uint16
+    np.testing.assert_allclose(guide / 257, expected, atol=1)
+
+
+def test_tiff_with_white_as_0(tmp_path):
+    values = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
+    tifffile.imwrite(tmp_path / "g.tif", values, photometric="miniswhite")
+    np.testing.assert_array_equal(io.read_guide(tmp_path / "g.tif")[..., 1], 65535 - values)
+
+
+def test_tiff_of_other_colours_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "g.tif", np.zeros((4, 5, 3), np.uint16), photometric="cielab")
+    with pytest.raises(InputError, match="a guide of 16 bits must be grey, RGB or CMYK; got CIELAB"):
+        io.read_guide(tmp_path / "g.tif")
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])

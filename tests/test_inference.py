@@ -53,11 +53,33 @@ def test_guides_of_every_type_mean_the_same(upsampler):
     for other in (guide.astype(np.uint16) * 257, unit, unit.astype(np.float32)):
         np.testing.assert_allclose(upsampler(depth, other), expected, atol=1e-5)
     np.testing.assert_allclose(upsampler(depth, unit.astype(np.float16)), expected, atol=0.05)
-    # Grey stands for three equal channels; memory order is of no matter.
+    # Grey stands for three equal channels; memory order is of no matter, nor that of bytes.
     grey = guide[:, :, 0]
     np.testing.assert_array_equal(upsampler(depth, grey), upsampler(depth, np.stack([grey] * 3, axis=2)))
     np.testing.assert_array_equal(upsampler(depth, np.asfortranarray(guide)), expected)
     np.testing.assert_array_equal(upsampler(depth[::-1][::-1], guide[:, ::-1][:, ::-1]), expected)
+    for other in (guide.astype(np.uint16) * 257, unit.astype(np.float32)):
+        swapped = other.astype(other.dtype.newbyteorder())
+        np.testing.assert_array_equal(upsampler(depth, swapped), upsampler(depth, other))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_guide_may_be_read_only(upsampler):
+    depth, guide = arrays((6, 8), (24, 32))
+    for picture in (guide, (guide / 255).astype(np.float32)):
+        expected = upsampler(depth, picture)
+        picture.flags.writeable = False
+        np.testing.assert_array_equal(upsampler(depth, picture), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+def test_statistics_of_a_guide_are_numpys(dtype):
+    unit = np.random.default_rng(0).uniform(0.2, 0.9, (37, 41, 3)) ** 3
+    scale = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    image = (scale * unit).astype(dtype)
+    for view in (image, image[::2, 3:, :]):
+        wide = view.astype(np.float64) / scale
+        np.testing.assert_allclose(inference._statistics(view), (wide.mean(), wide.std()), rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float16, np.float64])

@@ -173,6 +173,19 @@ def test_previews_that_cannot_be(tmp_path, run):
     assert not list(tmp_path.glob("x.*"))
 
 
+@pytest.mark.parametrize("kind", ["name", "hard link", "symbolic link"])
+def test_a_preview_never_replaces_its_file(tmp_path, run, kind):
+    path, look = tmp_path / "d.png", tmp_path / ("d.png" if kind == "name" else "look.png")
+    Image.fromarray(depth_map()).save(path)
+    if kind == "hard link":
+        os.link(path, look)
+    elif kind == "symbolic link":
+        look.symlink_to(path)
+    before = path.read_bytes()
+    code, _, err = run(path, "--preview", look, "--overwrite")
+    assert code == 6 and "an output must not replace an input" in err and path.read_bytes() == before
+
+
 def test_layout_tags_of_tiff_are_not_repeated(tmp_path):
     tifffile.imwrite(tmp_path / "d.tif", RAMP, compression="lzw", extratags=[(42113, "s", 0, "-9999", True)])
     notes = info.describe(tmp_path / "d.tif")["metadata"]

@@ -530,7 +530,7 @@ BAD_GUIDE = {
     "cut jpeg": (save_pillow(Image.fromarray(scene()), "JPEG")[:400], "must be a whole"),
     "cut png": (save_pillow(RGB, "PNG")[:-20], "is cut or damaged"),
     "bomb": (png(200000, 200000, 8, 2), "at most 200000000 pixels"),
-    "float tiff": (save_tiff(np.ones((4, 4), np.float32)), "8 or 16 bits per channel; got Pillow mode 'F'"),
+    "float tiff": (save_tiff(np.ones((4, 4), np.float32)), "8 or 16 bits per channel; got float32"),
 }
 
 

@@ -76,7 +76,7 @@ class FolderClaims:
         self.works = True
         try:
             folder.mkdir(exist_ok=True)
-            self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise OutputError(
                 f"{folder}: must be writable; got {error.strerror or error}", "choose another output folder"
@@ -149,12 +149,12 @@ def _offset(name: str) -> int:
     return 1 + int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % (1 << 60)
 
 
-def remove_leftovers(folders: Iterable[Path], *, age: float = 0.0) -> int:
+def remove_leftovers(folders: Iterable[Path], *, age: float) -> int:
     """Remove temporary files that killed processes left.
 
     Args:
         folders: Where to look; only in these, not below.
-        age: Seconds for which a file must not have changed; 0: whatever its age.
+        age: Seconds for which a file must not have changed: a younger one may be somebody's at work.
 
     Returns:
         Number of files removed.
@@ -167,7 +167,7 @@ def remove_leftovers(folders: Iterable[Path], *, age: float = 0.0) -> int:
             continue  # closed to us, or no name that the system takes
         for path in found:
             with contextlib.suppress(OSError):
-                old = not age or time.time() - path.lstat().st_mtime >= age
+                old = time.time() - path.lstat().st_mtime >= age
                 if old and re.fullmatch(r"\.ddfup-[0-9a-f]{16}\.tmp", path.name):
                     path.unlink()
                     count += 1

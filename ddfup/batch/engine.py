@@ -54,22 +54,28 @@ class Batch:
         self._threads: list[threading.Thread] = []
         self._ready = threading.Event()
         self._wanted = threading.Lock()
+        # Nothing more is begun; nothing more is written, either.
         self._stop = threading.Event()
+        self._drop = threading.Event()
+        self._abandoned = False
         self.loading = False
 
-    def check(self) -> None:
+    def check(self, among: Sequence[Pair]) -> None:
         """Refuse, before any work, outputs that would replace what they must not.
+
+        Args:
+            among: All pairs there are, of which these may be a part.
 
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        self._outputs.check_all(self._pairs, keep=self._settings.skip_existing)
+        self._outputs.check_all(self._pairs, among=among, keep=self._settings.skip_existing)
 
     def results(self) -> Generator[Outcome, None, None]:
         """Do the work.
 
         Yields:
-            What became of each pair, in the order in which they end; after `stop`, those that ended.
+            What became of each pair, in the order in which they end; after `stop`, those that were under way.
 
         Raises:
             DDFUpError: If nothing more can be done: the network cannot be loaded, or the disk is full.
@@ -77,7 +83,7 @@ class Batch:
         settings = self._settings
         if not settings.dry_run:
             self._claims = self._outputs.open(self._pairs)
-        processor = Processor(settings, self._outputs, self._journal, self._claims, self, self._stop.is_set)
+        processor = Processor(settings, self._outputs, self._journal, self._claims, self, self._drop.is_set)
         self._start(processor, settings.workers or _default_threads())
         ended = 0
         fatal: DDFUpError | None = None
@@ -87,33 +93,40 @@ class Batch:
                 if isinstance(message, Outcome):
                     yield message
                     if settings.fail_fast and message.status == "failed":
-                        self._halt()
+                        self._halt(drop=True)
                 elif isinstance(message, DDFUpError):
                     fatal = fatal or message
-                    self._halt()
+                    self._halt(drop=True)
                 elif message == "load":
                     self._load_pool()
                     if settings.workers is None and self._pool is not None:
                         # Several networks (one on each GPU) want more pairs at once than one does.
                         self._start(processor, PAIRS_PER_NETWORK * self._pool.size)
                 elif message == "stop":
-                    self._halt()
+                    self._halt(drop=False)
                 else:
                     ended += 1
             if fatal is not None:
                 raise fatal
         finally:
-            self._halt()
-            for thread in self._threads:
-                thread.join()
-            if self._pool is not None:
-                self._pool.close()
-            if self._claims is not None:
-                self._outputs.close(self._pairs, self._claims)
+            self._halt(drop=True)
+            if not self._abandoned:
+                for thread in self._threads:
+                    thread.join()
+                if self._pool is not None:
+                    self._pool.close()
+                if self._claims is not None:
+                    self._outputs.close(self._pairs, self._claims)
 
     def stop(self) -> None:
-        """End after what is under way; may be called by a signal handler."""
+        """End after what the network and the disk are at, which is finished; may be called by a signal handler."""
         self._inbox.put("stop")
+
+    def abandon(self) -> None:
+        """Wait for nothing when `results` ends; for a signal handler that raises, in a process that then ends."""
+        self._abandoned = True
+        if self._pool is not None:
+            self._pool.abandon()
 
     # --- the network, as the processor asks for it ---
 
@@ -154,7 +167,9 @@ class Batch:
             self._threads.append(thread)
             thread.start()
 
-    def _halt(self) -> None:
+    def _halt(self, *, drop: bool) -> None:
+        if drop:
+            self._drop.set()
         self._stop.set()
         self._ready.set()
         if self._pool is not None:
@@ -183,6 +198,7 @@ class Batch:
                 continue
             if outcome.fatal or (outcome.failure is not None and self._settings.fail_fast):
                 # At once, or this thread would take the next pair before the main one hears of it.
+                self._drop.set()
                 self._stop.set()
             self._inbox.put(outcome)
             if outcome.fatal and isinstance(outcome.failure, DDFUpError):

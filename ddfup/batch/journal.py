@@ -24,6 +24,7 @@ from ddfup.batch.remote import Location, RemotePath
 from ddfup.errors import DDFUpError, OutputError
 
 STATE_DIR = ".ddfup"
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
 # A disk that is full, over quota or read-only will be so for the next pair, too.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -116,9 +117,11 @@ class Journal(abc.ABC):
             return [entry for entry in self._entries.get(out, {}).get(key, []) if entry.sha256]
 
     def failure(self, out: str, key: str) -> Entry | None:
-        """Return why this very work failed before, if it did."""
+        """Return why this very work failed before, if it did and never succeeded."""
         with self._lock:
-            return next((entry for entry in self._entries.get(out, {}).get(key, []) if not entry.sha256), None)
+            entries = self._entries.get(out, {}).get(key, [])
+            # What succeeded once is not damaged, whichever came first: of two hosts' lines nobody knows.
+            return None if any(entry.sha256 for entry in entries) else next(iter(entries), None)
 
 
 class FolderJournal(Journal):
@@ -174,7 +177,8 @@ class FolderJournal(Journal):
         # The leading line break ends a torn line that a killed writer may have left.
         data = b"\n" + _line(entry)
         try:
-            handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            # A link would lead the journal out of the output folder.
+            handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666)
             try:
                 written = os.write(handle, data)
                 if written < len(data):
@@ -184,7 +188,8 @@ class FolderJournal(Journal):
                 os.close(handle)
         except OSError as error:
             raise OutputError(
-                f"{self._own}: must be writable; got {error.strerror or error}", "free some space, or see its rights"
+                f"{self._own}: must be writable, and no link; got {error.strerror or error}",
+                "free some space, see its rights, or remove the link",
             ) from error
 
 

@@ -15,7 +15,7 @@ from ddfup.batch.pairing import Pair
 from ddfup.batch.remote import Location, RemotePath, check_store
 from ddfup.errors import ArgumentError, OutputError
 
-# Seconds without change after which a temporary file outside the output folder is taken for a dead one.
+# Seconds without change after which a temporary file is taken for a dead one.
 _OLD = 60.0
 
 
@@ -49,11 +49,12 @@ class Outputs(abc.ABC):
         """Return how the journal calls a preview."""
 
     @abc.abstractmethod
-    def check_all(self, pairs: Sequence[Pair], *, keep: bool) -> None:
+    def check_all(self, pairs: Sequence[Pair], *, among: Sequence[Pair], keep: bool) -> None:
         """Refuse, before any work, outputs that would replace what they must not.
 
         Args:
-            pairs: All pairs.
+            pairs: The pairs to be done.
+            among: All pairs, of which these may be a part: the inputs of others are not to be replaced either.
             keep: Whether outputs that exist are to stay, and so are in nobody's way.
 
         Raises:
@@ -114,6 +115,14 @@ class Outputs(abc.ABC):
             return self._journal.knows_preview(self.relative(path))
         return self._journal.knows(work.name)
 
+    def _must_stay(self, work: Pair, path: Location) -> bool:
+        """Tell whether a file that exists must not be replaced."""
+        if self._may_replace(work, path):
+            return False
+        # Another batch may just have made it: its entry was there before the file.
+        self._journal.refresh()
+        return not self._may_replace(work, path)
+
     def _refuse_foreign(self, existing: Sequence[tuple[Pair, Location]], *, keep: bool) -> None:
         """Refuse files that are in the way, of those that exist."""
         # After looking: what another process has made meanwhile is in its journal.
@@ -139,13 +148,13 @@ class FolderOutputs(Outputs):
         """Return how the journal calls a preview."""
         return Path(os.path.relpath(str(path), self._out_dir)).as_posix()
 
-    def check_all(self, pairs: Sequence[Pair], *, keep: bool) -> None:
+    def check_all(self, pairs: Sequence[Pair], *, among: Sequence[Pair], keep: bool) -> None:
         """Refuse, before any work, outputs that would replace what they must not.
 
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        sources = {identity for work in pairs for path in work.sources if (identity := _identity(path))}
+        sources = {identity for work in among for path in work.sources if (identity := _identity(path))}
         existing = []
         for work in pairs:
             for path in [] if work.problem is not None else self._paths(work):
@@ -168,7 +177,7 @@ class FolderOutputs(Outputs):
                 raise OutputError(f"{path}: must not lead out of {folder} by a link", "remove the link")
             if _is_folder(path):
                 raise OutputError(f"{path}: an output must be a file; this is a folder", "move it away")
-            if os.path.lexists(path) and not self._may_replace(work, path):
+            if os.path.lexists(path) and self._must_stay(work, path):
                 raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it")
 
     def write(self, work: Pair, files: Mapping[Location, bytes], entry: Entry) -> None:
@@ -241,11 +250,11 @@ class FolderOutputs(Outputs):
         folders = _folders(pairs, self._out_dir)
         previews = set() if self._preview_dir is None else _folders(pairs, self._preview_dir)
         inside = {folder for folder in previews if _is_below(folder, self._out_dir)}
+        # By age everywhere: who writes here need not have a claim here, as a batch into a folder below, or one file.
         if isinstance(claims, FolderClaims):
             with claims.alone() as alone:
                 if alone:
-                    remove_leftovers(folders | inside)
-        # Elsewhere another batch may be writing.
+                    remove_leftovers(folders | inside, age=_OLD)
         remove_leftovers(previews - inside - folders, age=_OLD)
 
     def _paths(self, work: Pair) -> list[Path]:
@@ -269,13 +278,13 @@ class StoreOutputs(Outputs):
         """Return how the journal calls a preview."""
         return path.relative_to(self._store) if isinstance(path, RemotePath) else str(path)
 
-    def check_all(self, pairs: Sequence[Pair], *, keep: bool) -> None:
+    def check_all(self, pairs: Sequence[Pair], *, among: Sequence[Pair], keep: bool) -> None:
         """Refuse, before any work, outputs that would replace what they must not.
 
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        sources = {str(path) for work in pairs for path in work.sources}
+        sources = {str(path) for work in among for path in work.sources}
         there = {str(path) for path in self._store.find().values()}
         if self._preview_store is not None:
             there |= {str(path) for path in self._preview_store.find().values()}
@@ -297,7 +306,7 @@ class StoreOutputs(Outputs):
             OutputError: If one would.
         """
         for path in self._files(work):
-            if not self._may_replace(work, path) and isinstance(path, RemotePath) and path.is_file():
+            if not self._may_replace(work, path) and path.is_file() and self._must_stay(work, path):
                 raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it")
 
     def write(self, work: Pair, files: Mapping[Location, bytes], entry: Entry) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -220,14 +221,20 @@ def find_collisions(pairs: Iterable[Pair]) -> list[str]:
     return [f"{_listed(files)} would all become {name}" for name, files in sources.items() if len(files) > 1]
 
 
+def _composed(name: str) -> str:
+    """Bring letters with marks to one form: macOS may store a mark as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _key_function(rule: Rule) -> Callable[[str], Hashable | None]:
     pattern = rule.pattern
     if pattern is None:
         # Times are compared within one folder of the tree, stems as a whole.
-        return stem_of if rule.kind == "stem" else lambda name: str(PurePosixPath(name).parent)
+        part = stem_of if rule.kind == "stem" else lambda name: str(PurePosixPath(name).parent)
+        return lambda name: part(_composed(name))
 
     def key(name: str) -> Hashable | None:
-        match = pattern.search(name)
+        match = pattern.search(_composed(name))
         if match is None:
             return None
         named = match.groupdict()

@@ -77,6 +77,9 @@ class Pool(Protocol):
     def close(self) -> None:
         """Stop, and wait until all has ended."""
 
+    def abandon(self) -> None:
+        """Leave nothing behind when this process ends without `close`; may be called by a signal handler."""
+
 
 class LocalPool:
     """One network, which always computes in the same thread: PyTorch's own threads belong to the one that asks.
@@ -112,6 +115,9 @@ class LocalPool:
     def close(self) -> None:
         """Stop, and wait until all has ended."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """Do nothing: the thread ends with the process."""
 
 
 class ProcessPool:
@@ -199,6 +205,11 @@ class ProcessPool:
             if process.is_alive():
                 process.terminate()
                 process.join(5)
+
+    def abandon(self) -> None:
+        """End the processes, which would else finish what they are at."""
+        for _, process, _ in self._workers:
+            process.terminate()
 
 
 def assign_devices(device: str, count: int, *, one_of_many: bool) -> list[str]:

@@ -145,7 +145,7 @@ class Processor:
         journal: The journal of the output folder.
         claims: Who works on what; None: nobody is to know (a dry run).
         network: Where the network comes from.
-        stopped: Tells whether the batch is to end.
+        dropped: Tells whether what is under way is not to be written any more.
     """
 
     def __init__(
@@ -155,14 +155,14 @@ class Processor:
         journal: Journal,
         claims: Claims | None,
         network: Network,
-        stopped: Callable[[], bool],
+        dropped: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._outputs = outputs
         self._journal = journal
         self._claims = claims
         self._network = network
-        self._stopped = stopped
+        self._dropped = dropped
 
     def process(self, work: Pair) -> Outcome | None:
         """Do one pair.
@@ -171,7 +171,7 @@ class Processor:
             What became of it, failures included; None: another process has it just now.
 
         Raises:
-            Stopped: If the batch ends before the pair has had its turn.
+            Stopped: If the batch ends before the pair has had its turn, or at once.
         """
         if self._claims is not None and not self._claims.take(work.name):
             return None
@@ -232,8 +232,9 @@ class Processor:
             raise
 
     def _is_done(self, work: Pair, key: str, outcome: Outcome) -> bool:
-        if self._claims is None or self._claims.works:
-            # What others have done meanwhile; where nothing can be locked, nobody shares.
+        if self._claims is not None and self._claims.works:
+            # What others have done meanwhile. In a dry run nobody shares, nor where nothing can be locked: there, on
+            # a store, each look is a request.
             self._journal.refresh()
         entries = self._journal.made(work.name, key)
         if not entries or not outcome.out.is_file():
@@ -279,7 +280,7 @@ class Processor:
                 preview=self._outputs.relative(preview),
                 preview_sha256=hashlib.sha256(files[preview]).hexdigest(),
             )
-        if self._stopped():
+        if self._dropped():
             raise Stopped
         self._outputs.write(work, files, entry)
         outcome.device, outcome.kernels = turn.answer.device, turn.answer.kernels

@@ -107,26 +107,33 @@ class RayBatch:
         self._wanted = 0
         self._looked = self._without = -1.0
         self._noted = False
-        self._stopping = False
+        self._stopping = self._dropping = self._abandoned = False
         self.loading = False
 
-    def check(self) -> None:
+    def check(self, among: Sequence[Pair]) -> None:
         """Refuse, before any work, outputs that would replace what they must not.
+
+        Args:
+            among: All pairs there are, of which these may be a part.
 
         Raises:
             OutputError: If an output is an input of any pair, or, unasked, a file that no batch has made.
         """
-        self._outputs.check_all(self._pairs, keep=self._settings.skip_existing)
+        self._outputs.check_all(self._pairs, among=among, keep=self._settings.skip_existing)
 
     def stop(self) -> None:
-        """End after what is under way; may be called by a signal handler."""
+        """End after what the workers are at, which is finished; may be called by a signal handler."""
         self._stopping = True
+
+    def abandon(self) -> None:
+        """Tidy nothing but the cluster when `results` ends; for a signal handler that raises."""
+        self._abandoned = True
 
     def results(self) -> Generator[Outcome, None, None]:
         """Do the work.
 
         Yields:
-            What became of each pair, in the order in which they end; after `stop`, those that ended.
+            What became of each pair, in the order in which they end; after `stop`, those that were under way.
 
         Raises:
             DDFUpError: If nothing more can be done: no cluster or no place on it, no network, or the disk is full.
@@ -143,17 +150,19 @@ class RayBatch:
                 stack.callback(self._dismiss)
                 yield from self._run()
         finally:
-            self._outputs.close(self._pairs, claims)
+            if not self._abandoned:
+                self._outputs.close(self._pairs, claims)
 
     def _run(self) -> Iterator[Outcome]:
         fatal: DDFUpError | None = None
-        told = False
+        told: bool | None = None
         while True:
-            if self._stopping and not told:
-                told = True
+            # A second time if it gets worse: what they have may first be written, then no more.
+            if self._stopping and told != self._dropping:
+                told = self._dropping
                 for slot in self._slots:
                     if slot.starting is None:
-                        slot.actor.stop.remote()
+                        slot.actor.stop.remote(drop=told)
             if not self._stopping:
                 self._hire()
                 self._deal()
@@ -172,7 +181,7 @@ class RayBatch:
                     if outcome.fatal and isinstance(outcome.failure, DDFUpError):
                         fatal = fatal or outcome.failure
                     if outcome.fatal or (outcome.failure is not None and self._settings.fail_fast):
-                        self._stopping = True
+                        self._stopping = self._dropping = True
             if not self._stopping:
                 self._watch()
         if fatal is not None:

@@ -57,7 +57,9 @@ class Worker:
         keep_freed_memory()
         self._job = job
         self._weights = weights
+        # Nothing more is begun; nothing more is written, either.
         self._stop = threading.Event()
+        self._drop = threading.Event()
         self._loading = threading.Lock()
         self._pool: Pool | None = None
         self._problem: DDFUpError | None = None
@@ -84,8 +86,14 @@ class Worker:
             outcome.failure = portable(outcome.failure)
         return outcome
 
-    def stop(self) -> None:
-        """Let what is under way end, and begin nothing more."""
+    def stop(self, *, drop: bool = False) -> None:
+        """Let what is under way end, and begin nothing more.
+
+        Args:
+            drop: Whether what is under way is not to be written any more.
+        """
+        if drop:
+            self._drop.set()
         self._stop.set()
         if self._pool is not None:
             self._pool.stop()
@@ -134,4 +142,4 @@ class Worker:
         settings = job.settings
         journal = open_journal(settings.out_dir)
         outputs = open_outputs(settings.out_dir, settings.preview_dir, journal, overwrite=settings.overwrite)
-        return Processor(settings, outputs, journal, outputs.join(job.mark), self, self._stop.is_set)
+        return Processor(settings, outputs, journal, outputs.join(job.mark), self, self._drop.is_set)

@@ -99,13 +99,7 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     layout = "a data set is a folder with rgb/ and depth/ of equal stems"
     if not folder.is_dir():
         raise PairingError(f"{folder}: must be a folder; there is none", layout)
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stem in files:
-            raise PairingError(f"{path}: stems must be unique; {files[path.stem].name} has the same", layout)
-        files[path.stem] = path
+    files = io.files_by_stem(folder)
     if not files:
         raise PairingError(f"{folder}: must hold files; there is none", layout)
     return files

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Protocol
 
 import typer
 
@@ -49,14 +51,17 @@ class Engine(Protocol):
 
     loading: bool
 
-    def check(self) -> None:
+    def check(self, among: Sequence[Pair]) -> None:
         """Refuse, before any work, what must not be."""
 
     def results(self) -> Generator[Outcome, None, None]:
         """Do the work; yield what became of each pair."""
 
     def stop(self) -> None:
-        """End after what is under way."""
+        """End after what is under way, which is finished."""
+
+    def abandon(self) -> None:
+        """Wait for nothing when the work ends, which the caller then ends at once."""
 
 
 def batch(
@@ -228,7 +233,7 @@ def batch(
         work = RayBatch(pairs, settings, journal, Plan(info.path, device, precision, side, ray_wait))
     if engine == "local" or dry_run:
         work = Batch(pairs, settings, journal, load)
-    work.check()
+    work.check(found.pairs)
     files = None
     if write_report and not dry_run:
         from ddfup.commands.batch_report import ReportFiles
@@ -255,8 +260,8 @@ def _run(
     counts = dict.fromkeys(("ok", "skipped", "failed", "again"), 0)
     busy, begin, step = 0.0, time.monotonic(), 0
     with (
-        terminal.progress(len(pairs)) as show,
         _stopping(work) as caught,
+        terminal.progress(len(pairs)) as show,
         contextlib.closing(work.results()) as results,
     ):
         for outcome in results:
@@ -299,7 +304,10 @@ def _rate(count: int, seconds: float, dry_run: bool) -> str:
 
 @contextlib.contextmanager
 def _stopping(work: Engine) -> Iterator[list[int]]:
-    """Let the first SIGINT or SIGTERM end the work after the pair under way; a second one acts at once.
+    """Let the first SIGINT or SIGTERM end the work after the pair under way; a second one ends the process at once.
+
+    What is inside is left before, so that the terminal is in order; a file under way stays under its temporary name,
+    for a later batch to remove.
 
     Yields:
         The signals that came.
@@ -308,22 +316,34 @@ def _stopping(work: Engine) -> Iterator[list[int]]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         caught.append(signum)
-        restore()
+        if len(caught) > 1:
+            work.abandon()
+            raise SystemExit(128 + signum)
         work.stop()
         if work.loading:
             # Nothing is half done yet, and loading may take long.
             raise SystemExit(128 + signum)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
+    try:
+        yield caught
+    except BaseException:
+        if len(caught) > 1:  # whatever became of it on the way
+            _leave(128 + caught[-1])
+        raise
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+
+def _leave(code: int) -> NoReturn:
+    """End the process as it is: a usual end would wait for the network, whose thread is an executor's."""
     try:
-        yield caught
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
     finally:
-        restore()
+        os._exit(code)
 
 
 def _report(terminal: Terminal, outcome: Outcome, *, dry_run: bool) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ddfup.errors import OutputError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -18,7 +17,7 @@ from ddfup.options import (
     VerboseOption,
     read_size,
 )
-from ddfup.terminal import Terminal, print_table, reported
+from ddfup.terminal import Terminal, print_table, reported, say
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
@@ -91,9 +90,9 @@ def bench(
         from ddfup.speed.run import Settings, run
 
         if out is not None:
+            writing.refuse_inputs(out, *(exported or ()), *map(Path, _parts(model)))
             writing.check_writable(out)
-            if out.exists() and not overwrite:
-                raise OutputError(f"{out}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
+            writing.refuse_existing(out, overwrite=overwrite)
         settings = Settings(
             parts=tuple(_parts(part)) or (*results.PARTS, *(["export"] if exported else [])),
             models=tuple(_parts(model)),
@@ -116,7 +115,7 @@ def bench(
             writing.write_files({out: (json.dumps(record, indent=1) + "\n").encode()})
         if not as_json:
             for number, (title, head, lines) in enumerate(results.tables(rows)):
-                typer.echo(("\n" if number else "") + title)
+                say(("\n" if number else "") + title)
                 print_table(head, lines)
         where = record["machine"]
         terminal.note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddfup.commands.upsampler import make_upsampler
-from ddfup.errors import ArgumentError, OutputError
+from ddfup.errors import ArgumentError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -24,7 +25,7 @@ from ddfup.options import (
     UnitOption,
     VerboseOption,
 )
-from ddfup.terminal import Terminal, print_table, reported
+from ddfup.terminal import Terminal, print_table, reported, say
 
 if TYPE_CHECKING:
     from ddfup.benchmark.protocols import Setup
@@ -133,7 +134,7 @@ def benchmark(
     terminal = ctx.ensure_object(Terminal)
     record: dict[str, Any] = {"dataset": str(dataset), "out": None if out is None else str(out), "status": "failed"}
     record |= {"error": None}
-    with reported(record, as_json):
+    with reported(record, as_json), contextlib.ExitStack() as stack:
         import ddfup
         from ddfup import io, writing
         from ddfup.benchmark import protocols, results, run
@@ -155,7 +156,10 @@ def benchmark(
             if name not in known:
                 raise ArgumentError(f"--metric must be one of {', '.join(known)}; got {name!r}")
         pairs = run.find_pairs(dataset, first=first, last=last, limit=limit)
-        files = [] if out is None else _prepare(out, overwrite)
+        files = []
+        if out is not None:
+            stack.enter_context(writing.output_folder(out))
+            files = _check_files(out, overwrite)
         run.check(pairs, setup, unit=meaning, max_pixels=max_pixels)
         with terminal.working("loading the models"):
             methods, networks = run.make_methods(
@@ -198,7 +202,7 @@ def benchmark(
             for number, (title, head, rows) in enumerate(
                 table for name in shown for table in results.tables(cells, setup, name)
             ):
-                typer.echo(("\n" if number else "") + title)
+                say(("\n" if number else "") + title)
                 print_table(head, rows)
         border = f", border of {setup.border} px not counted" if setup.border else ""
         terminal.note(f"mean over {len(pairs)} images, protocol {setup.protocol}{border}")
@@ -247,19 +251,12 @@ def _factors(values: list[str] | None) -> list[float]:
     return factors
 
 
-def _prepare(folder: Path, overwrite: bool) -> list[Path]:
-    """Make the output folder; refuse, before any work, what could not be written."""
+def _check_files(folder: Path, overwrite: bool) -> list[Path]:
+    """List the files to write; refuse, before any work, what could not be written."""
     from ddfup import writing
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: must be a folder or become one; got {error.strerror or error}", "choose another with -o"
-        ) from error
     files = [folder / name for name in _FILES]
     for path in files:
         writing.check_writable(path)
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
+        writing.refuse_existing(path, overwrite=overwrite)
     return files

@@ -14,6 +14,7 @@ from ddfup.options import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    OverwriteOption,
     PrecisionOption,
     QuietOption,
     TileOption,
@@ -29,6 +30,7 @@ def demo(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     tile: TileOption = "auto",
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -38,12 +40,14 @@ def demo(
     """Upsample a bundled scene eight-fold and compare with plain interpolation."""
     terminal = ctx.ensure_object(Terminal)
     from ddfup import demo as scene
+    from ddfup import writing
 
-    scene.check_folder(out)
-    with terminal.working("loading the model"):
-        upsampler = make_upsampler(model, device, precision, tile)
-    with terminal.working("upsampling the demo scene"):
-        outcome = scene.run(out, upsampler)
+    with writing.output_folder(out):
+        scene.check_files(out, overwrite=overwrite)
+        with terminal.working("loading the model"):
+            upsampler = make_upsampler(model, device, precision, tile)
+        with terminal.working("upsampling the demo scene"):
+            outcome = scene.run(out, upsampler)
     if as_json:
         print_json(
             {

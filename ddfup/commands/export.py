@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ddfup.errors import OutputError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -96,9 +95,9 @@ def export(
         )
         path = out or Path(f"{info.name}_x{ratio:g}.{kind}")
         record |= {"out": str(path), "kind": kind, "model": info.name, "weights_sha256": info.sha256}
+        writing.refuse_inputs(path, info.path)
         writing.check_writable(path)
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or give another -o")
+        writing.refuse_existing(path, overwrite=overwrite)
         if dry_run:
             record |= {"status": "ok", "dry_run": True}
             terminal.note(f"would write {path}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ddfup.errors import InputError, OutputError
+from ddfup.errors import InputError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -21,7 +20,7 @@ from ddfup.options import (
     UnitOption,
     VerboseOption,
 )
-from ddfup.terminal import Terminal, one_line, reported
+from ddfup.terminal import Terminal, one_line, reported, say
 
 
 def info(
@@ -63,7 +62,7 @@ def info(
         meaning = io.parse_unit(unit) if unit else None
         marks, size = io.parse_invalid(invalid), io.parse_size(raw) if raw else None
         if preview is not None:
-            _check_preview(preview, overwrite)
+            _check_preview(preview, file, overwrite)
         facts = describe(file, unit=meaning, invalid=marks, max_pixels=max_pixels, raw=size)
         if preview is not None:
             if facts["kind"] != "depth":
@@ -73,25 +72,25 @@ def info(
         record |= {"status": "ok", **facts}
         if not as_json:
             for line in lines(facts, blocks=_blocks()):
-                typer.echo(one_line(line))
+                say(one_line(line))
         if preview is not None:
             ctx.ensure_object(Terminal).note(f"wrote {preview}")
 
 
-def _check_preview(preview: Path, overwrite: bool) -> None:
+def _check_preview(preview: Path, file: Path, overwrite: bool) -> None:
     from ddfup import writing
 
     writing.check_image_suffix(preview)
+    writing.refuse_inputs(preview, file)
     writing.check_writable(preview)
-    if os.path.lexists(preview) and not overwrite:
-        raise OutputError(f"{preview}: must not exist yet; it does", "--overwrite replaces it, or give another name")
+    writing.refuse_existing(preview, overwrite=overwrite)
 
 
 def _blocks() -> str:
     """Return what stdout can show: eighths of a character, or plain ones."""
     blocks = " ▏▎▍▌▋▊▉█"
     try:
-        blocks.encode(sys.stdout.encoding or "ascii")
+        blocks.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return " #"
     return blocks

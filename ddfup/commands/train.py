@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,9 @@ from ddfup.terminal import Terminal, reported
 
 if TYPE_CHECKING:
     from ddfup.training.trainer import Progress, Trainer
+
+# Between two readings of the loss for the screen.
+_WORDS_SECONDS = 0.5
 
 
 def train(
@@ -96,9 +99,9 @@ def train(
             + (f", {trainer.world} processes" if trainer.world > 1 else "")
         )
         start = time.monotonic()
-        with terminal.progress(steps, done=trainer.step) as show, _stopping(trainer) as caught:
+        with trainer, terminal.progress(steps, done=trainer.step) as show, _stopping(trainer) as caught:
             limit = math.inf if max_minutes is None else max_minutes
-            complete = trainer.run(max_minutes=limit, on_step=lambda step: show(step.step, _words(step)))
+            complete = trainer.run(max_minutes=limit, on_step=_teller(show))
         record |= {
             "weights": str(trainer.weights),
             "status": "ok" if complete else "stopped",
@@ -114,6 +117,20 @@ def train(
             terminal.note("stopped early: --resume continues")
     if caught and not complete:
         raise typer.Exit(128 + caught[0])
+
+
+def _teller(show: Callable[[int, str], None]) -> Callable[[Progress], None]:
+    """Return what shows each step; the words are renewed now and then, as reading the loss waits for a GPU."""
+    read, words = -math.inf, ""
+
+    def tell(progress: Progress) -> None:
+        nonlocal read, words
+        if time.monotonic() - read >= _WORDS_SECONDS:
+            words = _words(progress)
+            read = time.monotonic()
+        show(progress.step, words)
+
+    return tell
 
 
 def _words(progress: Progress) -> str:

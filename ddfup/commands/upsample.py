@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ddfup.commands.upsampler import make_upsampler
-from ddfup.errors import ArgumentError, OutputError
+from ddfup.errors import ArgumentError
 from ddfup.options import (
     ConfigOption,
     DebugOption,
@@ -36,7 +35,7 @@ from ddfup.options import (
     VerboseOption,
     one_of,
 )
-from ddfup.terminal import Terminal, reported
+from ddfup.terminal import Terminal, data_stream, reported, say
 
 ConfidenceOption = Annotated[
     Path | None,
@@ -134,7 +133,7 @@ def upsample(
         overwrite, skip_existing = one_of(ctx, overwrite=overwrite, skip_existing=skip_existing)
         if out == "-" and as_json:
             raise ArgumentError("--json and -o - must not share stdout", "give -o a file name")
-        if out == "-" and sys.stdout.isatty():
+        if out == "-" and data_stream().isatty():
             raise ArgumentError("-o - must go to a file or pipe; stdout is a terminal", "ddfup upsample ... -o - > x")
         cloud = None
         if pointcloud is not None:
@@ -184,7 +183,7 @@ def upsample(
             result = pair.run(work, inputs, upsampler, options)
         record |= {"model": upsampler.model_name, "device": upsampler.device, "kernels": upsampler.kernels}
         if work.out is None:
-            _write_stdout(result.data)
+            say(result.data)
         record |= {"seconds": result.seconds, "valid_fraction": result.valid_fraction, "status": "ok"}
         for note in result.notes:
             terminal.note(f"note: {note}")
@@ -195,14 +194,3 @@ def upsample(
             f"wrote {target}: {size}, {result.valid_fraction:.1%} valid, {upsampler.model_name} on "
             f"{upsampler.device} ({upsampler.kernels} kernels), {result.seconds:.2f} s"
         )
-
-
-def _write_stdout(data: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        raise OutputError(
-            f"stdout must take {len(data)} bytes; got {error.strerror or error}",
-            "free some space, or write to a file with -o",
-        ) from error

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from ddfup import io, writing
 from ddfup.degrade import degrade, resize
-from ddfup.errors import OutputError
 from ddfup.metrics import rmse
 
 if TYPE_CHECKING:
     from ddfup.inference import Upsampler
 
 FACTOR = 8
+_PNG, _UNIT, _DTYPE = io.FORMATS["png"], io.UNITS["mm"], np.dtype(np.uint16)
+_RESULTS = ("depth_up.png", "preview.png", "errors.png")
 _FOLDER = Path(__file__).resolve().parent
 
 
@@ -67,27 +68,31 @@ def load_pair() -> tuple[NDArray[Any], NDArray[np.float32]]:
     return io.read_guide(guide_path()), io.read_depth(_FOLDER / "depth.png").depth
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse, before any work, an output folder that cannot be used; make it if there is none.
+def check_files(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse, before any work, files that cannot be written, or would replace others than those of an earlier demo.
+
+    A folder is that of an earlier demo if its photo and its low-resolution depth are the demo's, byte for byte: their
+    names are such as a user's own files have.
+
+    Args:
+        folder: Existing folder.
+        overwrite: Whether the user said that any file may be replaced.
 
     Raises:
-        OutputError: If it is a file, or cannot be made or written.
+        OutputError: If a file cannot be written, or must not.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: must be a folder or become one; got {error.strerror or error}",
-            "choose another with -o",
-        ) from error
-    writing.check_writable(folder / "depth_up.png")
+    inputs = _encode_inputs(_low(load_pair()[1]))
+    ours = all(_holds(folder / name, data) for name, data in inputs.items())
+    for name in (*inputs, *_RESULTS):
+        writing.check_writable(folder / name)
+        writing.refuse_existing(folder / name, overwrite=overwrite or ours)
 
 
 def run(folder: Path, upsampler: Upsampler) -> Outcome:
     """Degrade the scene's depth, upsample it, measure, and write input, result and pictures.
 
     Args:
-        folder: Existing folder; files of an earlier demo are replaced.
+        folder: Existing folder; files in it are replaced.
         upsampler: What upsamples.
 
     Raises:
@@ -96,25 +101,43 @@ def run(folder: Path, upsampler: Upsampler) -> Outcome:
     from ddfup.preview import errors, side_by_side
 
     guide, truth = load_pair()
-    low = degrade(truth, FACTOR, "bicubic")
+    low = _low(truth)
     start = time.perf_counter()
     result = upsampler(low, guide)
     seconds = time.perf_counter() - start
     plain = {kind: resize(low, truth.shape, kind) for kind in ("bicubic", "bilinear")}
     rmse_mm = {name: 1000 * rmse(array, truth) for name, array in {"ddfup": result, **plain}.items()}
-    png, unit, dtype = io.FORMATS["png"], io.UNITS["mm"], np.dtype(np.uint16)
     notes = {"model": upsampler.model_name, "weights_sha256": upsampler.weights_sha256, "software": "ddfup"}
-    source = guide_path()
-    pictures = {
-        "preview.png": side_by_side(guide, low, result, label="m"),
-        "errors.png": errors(truth, {"bicubic": plain["bicubic"], "ddfup": result}, label="m"),
-    }
-    files = {
-        folder / source.name: source.read_bytes(),
-        folder / "depth.png": io.encode_depth(low, dtype=dtype, unit=unit, target=png),
-        folder / "depth_up.png": io.encode_depth(result, dtype=dtype, unit=unit, target=png, notes=notes),
-        **{folder / name: writing.encode_image(Path(name), picture) for name, picture in pictures.items()},
-    }
+    results = (
+        io.encode_depth(result, dtype=_DTYPE, unit=_UNIT, target=_PNG, notes=notes),
+        writing.encode_image(Path("preview.png"), side_by_side(guide, low, result, label="m")),
+        writing.encode_image(
+            Path("errors.png"), errors(truth, {"bicubic": plain["bicubic"], "ddfup": result}, label="m")
+        ),
+    )
+    contents = {**_encode_inputs(low), **dict(zip(_RESULTS, results, strict=True))}
+    files = {folder / name: data for name, data in contents.items()}
     writing.write_files(files)
     height, width = truth.shape
     return Outcome(list(files), width, height, seconds, rmse_mm)
+
+
+def _low(truth: NDArray[np.float32]) -> NDArray[np.float32]:
+    return degrade(truth, FACTOR, "bicubic")
+
+
+def _encode_inputs(low: NDArray[np.float32]) -> dict[str, bytes]:
+    """Return name -> content of the files that the demo starts from."""
+    source = guide_path()
+    return {
+        source.name: source.read_bytes(),
+        "depth.png": io.encode_depth(low, dtype=_DTYPE, unit=_UNIT, target=_PNG),
+    }
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        # The size first: a file of that name may be large, or no file.
+        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False

@@ -62,7 +62,7 @@ class Exported:
     Attributes:
         data: The file.
         content: "onnx", "program" or "compiled".
-        metadata: As in the file.
+        metadata: As in the file; a pt2 file says its ``content`` as well.
         deviation: The largest from the network, over the range of the depth.
         cases: How many sizes were tried.
         seconds: Time it took.

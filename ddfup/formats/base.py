@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddfup._shared import SharedContext
 from ddfup.errors import InputError
 
 DEFAULT_MAX_PIXELS = 200_000_000
@@ -88,14 +89,24 @@ def read_start(path: Path) -> bytes:
 
 
 @contextmanager
+def _ignoring() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Decoders warn of odd metadata; what matters is the pixels.
+_without_warnings = SharedContext(_ignoring)
+
+
+@contextmanager
 def decoding(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a decoder raises (over 15 kinds of exception) into one InputError.
 
     Lack of memory stays what it is: it says nothing about the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of odd metadata; what matters is the pixels
+        with _without_warnings:
             yield
     except (InputError, MemoryError):
         raise

@@ -6,6 +6,7 @@ The header is parsed here, so that sizes are known before the library decodes or
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ddfup.formats.base import AGAIN, COLOUR_HINT, Format, Header
 EXR_MAGIC = b"v/1\x01"
 # What renderers write where they see nothing; beside infinity.
 BACKGROUND = 1e10
+# Names of a channel of depth, in a layer or not, beside Z.
+_CALLED_DEPTH = re.compile(r"(.*\.)?depth(\.[vz])?", re.IGNORECASE)
 _TYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.uint32),
     1: np.dtype(np.float16),
@@ -192,6 +195,10 @@ def _depth_channels(path: Path, header: ExrHeader) -> list[str]:
     layers = [name for name in names if name.endswith(".Z")]
     if len(layers) == 1:
         return layers
+    # Compositors write a pass of one value as V, and people call it what it is.
+    called = [name for name in names if _CALLED_DEPTH.fullmatch(name)]
+    if len(called) == 1:
+        return called
     if "Y" in names:
         return ["Y"]
     if "R" in names:
@@ -201,7 +208,7 @@ def _depth_channels(path: Path, header: ExrHeader) -> list[str]:
         return names
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise InputError(
-        f"{path}: depth must be in channel Z, depth.Z, Y, R or the only one; got {listed or 'none'}",
+        f"{path}: depth must be in channel Z, depth.Z, depth.V, depth, Y, R or the only one; got {listed or 'none'}",
         "rename the channel that holds depth to Z, or save it alone",
     )
 

@@ -63,6 +63,12 @@ def png_read(path: Path) -> NDArray[Any]:
     return image
 
 
+def _read(path: Path) -> NDArray[Any]:
+    image = png_read(path)
+    # A grey that is to be transparent (tRNS) comes as a channel of its own.
+    return image[..., 0] if image.ndim == 3 and image.shape[-1] == 2 else image
+
+
 def _notes(path: Path) -> dict[str, str]:
     notes = {}
     for kind, body in png_chunks(path):
@@ -90,4 +96,4 @@ def _encode(array: NDArray[Any], notes: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-PNG = Format("png", (".png",), (PNG_MAGIC,), frozenset({"u1", "u2"}), _header, png_read, _notes, _encode)
+PNG = Format("png", (".png",), (PNG_MAGIC,), frozenset({"u1", "u2"}), _header, _read, _notes, _encode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,23 @@ def _header(path: Path) -> Header:
                 f"{path}: tiles must be near the picture's size; got {page.tilewidth}x{page.tilelength}",
                 "save it without tiles",
             )
-        nodata = float(page.nodata) if _GDAL_NODATA in page.tags else None
-        return Header(width, height, np.dtype(page.dtype), nodata)
+        dtype = np.dtype(page.dtype)
+        return Header(width, height, dtype, _nodata(page, dtype))
+
+
+def _nodata(page: Any, dtype: np.dtype[Any]) -> float | None:
+    """Read GDAL's tag, a number in letters; tifffile's own reading refuses what is a hair beyond the type."""
+    if _GDAL_NODATA not in page.tags:
+        return None
+    try:
+        value = float(str(page.tags[_GDAL_NODATA].value).strip().rstrip("\0"))
+    except ValueError:
+        return None
+    if dtype.kind == "f" and math.isfinite(value):
+        # GDAL rounds the largest float32, its usual mark, up to 3.40282346638529e+38.
+        most = float(np.finfo(dtype).max)
+        value = min(max(value, -most), most)
+    return value
 
 
 def _read(path: Path) -> NDArray[Any]:

@@ -59,8 +59,10 @@ class FilterNorm(nn.Module):
         Returns:
             The same shape.
         """
-        std, mean = torch.std_mean(filters, dim=-1, keepdim=True, correction=1)
-        return self.alpha * (filters - mean) / (std + _EPS)
+        # In full precision: half of it has no number as small as what a flat filter is divided by.
+        full = filters.float() if filters.dtype in (torch.float16, torch.bfloat16) else filters
+        std, mean = torch.std_mean(full, dim=-1, keepdim=True, correction=1)
+        return (self.alpha * (full - mean) / (std + _EPS)).to(torch.result_type(self.alpha, filters))
 
 
 class SpatialFilterBranch(nn.Module):

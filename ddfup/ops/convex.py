@@ -28,6 +28,10 @@ def convex_filters(guidance: Tensor, weight: Tensor, bias: Tensor, *, taps: int)
     if fits and native.serves_inference(rows, weight, bias):
         filters: Tensor = torch.ops.ddfup.convex_filters(rows, weight, bias, taps)
         return filters
+    return _by_pytorch(guidance, weight, bias, taps)
+
+
+def _by_pytorch(guidance: Tensor, weight: Tensor, bias: Tensor, taps: int) -> Tensor:
     # As a matrix product: its planes come out as the op reads them, whatever comes in.
     n, _, h, w = guidance.shape
     planes = torch.baddbmm(bias[:, None], weight.expand(n, -1, -1), guidance.flatten(2))
@@ -45,7 +49,7 @@ torch.library.define(
 
 @torch.library.impl("ddfup::convex_filters", "default")
 def _convex_filters_default(rows: Tensor, weight: Tensor, bias: Tensor, taps: int) -> Tensor:
-    return convex_filters(rows.permute(0, 3, 1, 2), weight, bias, taps=taps)
+    return _by_pytorch(rows.permute(0, 3, 1, 2), weight, bias, taps)
 
 
 torch.library.register_fake(

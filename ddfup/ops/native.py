@@ -3,15 +3,18 @@
 A library is built on first use into the user's cache, under a name that is the hash of all that shapes it.
 Each build has a private folder and ends with one rename, so builds may race or be killed. ``DDFUP_KERNELS``
 chooses: ``auto`` (native where possible), ``native`` (a failed build is an error) or ``torch`` (never
-native). ``DDFUP_CACHE_DIR`` moves the cache.
+native). ``DDFUP_CACHE_DIR`` moves the cache; where it cannot be written its libraries are used all the same.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -19,6 +22,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,13 +31,14 @@ import torch
 
 from ddfup.errors import ArgumentError, KernelBuildError
 from ddfup.ops.compilers import (
+    ARCH_LIST,
     BUILD_SECONDS,
     CXX_FLAGS,
-    CXX_HINT,
     DEFINES,
     NVCC_FLAGS,
-    NVCC_HINT,
     BuildFailure,
+    builds_for_others,
+    check_gpus,
     compile_cpu,
     compile_cuda,
     csrc,
@@ -50,6 +55,19 @@ _lock = threading.RLock()
 # What of csrc shapes the library of each kind of device.
 _SOURCES = {"cpu": ("ddf.h", "ddf_torch.h", "ddf_cpu*"), "cuda": ("ddf.h", "ddf_torch.h", "*.cuh", "ddf_cuda*")}
 _STALE_SECONDS = 24 * 3600
+# After this time without use a library is taken for one of a version, or a processor, that is no more.
+_UNUSED_SECONDS = 90 * 24 * 3600
+_OURS = re.compile(r"ddf_(cpu|cuda)-[0-9a-f]{32}\.(so|dll|lock)")
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+# In a forked process the thread that held the lock is no more, and would never release it.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class Status:
 
     Attributes:
         mode: The value of DDFUP_KERNELS.
-        cache: Folder of the built libraries.
+        cache: Folder that libraries are built into; one built by others may lie elsewhere.
         cpu: Kernels for tensors on the CPU.
         cuda: Kernels for tensors on NVIDIA GPUs.
     """
@@ -113,14 +131,15 @@ def serves_inference(*tensors: torch.Tensor) -> bool:
     """Tell whether kernels without gradients can take the work, loading them if that has not been tried.
 
     Args:
-        tensors: All that the kernel reads, on one device: float32 and contiguous, or it cannot.
+        tensors: All that the kernel reads: float32, contiguous and on one device, or it cannot.
     """
+    device = tensors[0].device
     return (
-        all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
+        all(each.dtype == torch.float32 and each.is_contiguous() and each.device == device for each in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
         and not torch.compiler.is_compiling()
-        and load(tensors[0].device.type)
+        and load(device.type)
     )
 
 
@@ -165,8 +184,19 @@ def load(device: str) -> bool:
     return False
 
 
+def is_loaded(device: str) -> bool:
+    """Tell whether native kernels serve a kind of device by now: no file is looked at and no GPU asked.
+
+    Args:
+        device: Type of a torch device, such as ``cpu`` or ``cuda``.
+    """
+    return device in _loaded
+
+
 def build(*, force: bool = False) -> Status:
     """Build the libraries this machine can use, and load them.
+
+    Where TORCH_CUDA_ARCH_LIST names GPUs, the CUDA library is built even if there is none here.
 
     Args:
         force: Compile again even if the cache has them; a library already loaded stays the one in use until
@@ -177,11 +207,18 @@ def build(*, force: bool = False) -> Status:
     """
     with _lock:
         for device in _SOURCES:
-            if device == "cuda" and not torch.cuda.is_available():
+            for_others = device == "cuda" and builds_for_others()
+            runs_here = device == "cpu" or torch.cuda.is_available()
+            if not (runs_here or for_others):
                 continue
             _failed.pop(device, None)
             try:
-                if force or device not in _loaded:
+                if for_others:
+                    # Whatever GPUs are here: none of them need be among those of the list.
+                    _provide_library(device, rebuild=force)
+                    if runs_here and device not in _loaded:
+                        _load_library(device)
+                elif force or device not in _loaded:
                     _load_library(device, rebuild=force)
             except BuildFailure as failure:
                 _failed[device] = failure
@@ -194,25 +231,40 @@ def status() -> Status:
 
 
 def cache_dir() -> Path:
-    """Return the folder of built libraries, created if need be.
+    """Return the folder that libraries are built into, created if need be.
 
-    It is DDFUP_CACHE_DIR, or the user's cache; if that cannot be written, a folder of this user under the
-    system's temporary one.
+    It is the first that can be written of: DDFUP_CACHE_DIR, if that is set; the user's cache; a folder of this user
+    under the system's temporary one; a temporary folder of this process.
+    """
+    return list(_folders())[-1]
+
+
+def _folders() -> Iterator[Path]:
+    """Yield the folders that libraries are looked for in, up to the first where one could be built.
+
+    One that can only be read may well hold libraries, of the maker of a container image or of another node.
     """
     chosen = os.environ.get("DDFUP_CACHE_DIR")
     if chosen:
-        folder = Path(chosen).expanduser().absolute()
-    else:
-        import platformdirs
+        named = Path(chosen).expanduser().absolute()
+        yield named
+        # Others may be meant to read it.
+        if _is_writable(named, 0o777):
+            return
+    import platformdirs
 
-        folder = Path(platformdirs.user_cache_dir("ddfup", appauthor=False))
-    if _is_writable(folder):
-        return folder
+    default = Path(platformdirs.user_cache_dir("ddfup", appauthor=False))
+    # It is below the current folder, which may be anybody's, for a user without a home.
+    if default.is_absolute():
+        yield default
+        if _is_writable(default, 0o700):
+            return
     owner = os.getuid() if hasattr(os, "getuid") else "user"
     shared = Path(tempfile.gettempdir()) / f"ddfup-{owner}"
-    if _is_writable(shared) and _is_private(shared):
-        return shared
-    return _process_dir()
+    if _is_writable(shared, 0o700) and _is_private(shared):
+        yield shared
+    else:
+        yield _process_dir()
 
 
 _private_folder: list[Path] = []
@@ -222,12 +274,20 @@ def _process_dir() -> Path:
     """Return a temporary folder that only this process uses."""
     if not _private_folder:
         _private_folder.append(Path(tempfile.mkdtemp(prefix="ddfup-")))
+        atexit.register(_remove, _private_folder[0], os.getpid())
     return _private_folder[0]
 
 
-def _is_writable(folder: Path) -> bool:
+def _remove(folder: Path, process: int) -> None:
+    # A process forked since would take it from its parent.
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_writable(folder: Path, permissions: int) -> bool:
+    """Tell whether files can be made in a folder, which is created with those permissions if need be."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=permissions, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:
@@ -242,39 +302,74 @@ def _is_private(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
+def _is_readable(library: Path) -> bool:
+    # In this order: it is an error to ask what a file is in a folder that may not be entered.
+    return os.access(library, os.R_OK) and library.is_file()
+
+
 def _load_library(device: str, *, rebuild: bool = False) -> None:
     """Load the library of a device, building it if absent or unreadable.
 
     Raises:
         BuildFailure: If that is impossible.
     """
-    library = _library_path(device)
-    fresh = rebuild or not library.is_file()
-    if fresh:
-        _build_library(device, library, rebuild=rebuild)
+    if device == "cuda":
+        check_gpus()
+    refused = []
+    library = Path()
+    for library in _places(device):
+        if rebuild or not _is_readable(library):
+            continue
+        try:
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        except OSError as error:
+            # A file that the system refuses (a damaged disk, another C library) is worth one new build.
+            _log.debug("%s cannot be loaded: %s", library, error)
+            refused.append(library)
+        else:
+            _loaded[device] = library
+            return
+    # The last place can be written to.
+    _build_library(device, library, rebuild=rebuild or library in refused)
     if device in _loaded:
         return
     try:
         torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     except OSError as error:
-        if fresh:
-            raise BuildFailure(
-                f"the library just built cannot be loaded: {error}", "report this with `ddfup doctor`"
-            ) from error
-        # A file in the cache that the system refuses (a damaged disk, another C library) is worth one new
-        # build.
-        _build_library(device, library, rebuild=True)
-        try:
-            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
-        except OSError as again:
-            raise BuildFailure(
-                f"the library just built cannot be loaded: {again}", "report this with `ddfup doctor`"
-            ) from again
+        raise BuildFailure(
+            f"the library just built cannot be loaded: {error}", "report this with `ddfup doctor`"
+        ) from error
     _loaded[device] = library
 
 
+def _provide_library(device: str, *, rebuild: bool) -> None:
+    """Build the library of a device, without loading it, if absent.
+
+    Raises:
+        BuildFailure: If that is impossible.
+    """
+    library = _library_path(device)
+    if rebuild or not _is_readable(library):
+        _build_library(device, cache_dir() / library.name, rebuild=rebuild)
+
+
 def _library_path(device: str) -> Path:
-    """Return where the library lies or will lie: its name is the hash of everything that shapes it."""
+    """Return where the library lies or will lie."""
+    library = Path()
+    for library in _places(device):
+        if _is_readable(library):
+            break
+    return library
+
+
+def _places(device: str) -> Iterator[Path]:
+    """Yield where the library may lie, and last where it can be built."""
+    name = _library_name(device)
+    return (folder / name for folder in _folders())
+
+
+def _library_name(device: str) -> str:
+    """Return the library's name: the hash of everything that shapes it."""
     parts = [
         device,
         torch.__version__,
@@ -289,12 +384,12 @@ def _library_path(device: str) -> Path:
     if device == "cpu":
         parts.append(instruction_set())
     else:
-        parts += [*NVCC_FLAGS, torch.version.cuda or "", *gpu_flags()]
+        parts += [*NVCC_FLAGS, torch.version.cuda or "", *gpu_flags(), os.environ.get("NVCC_CCBIN", "")]
     digest = hashlib.sha256("\0".join(parts).encode())
     for source in _source_files(device):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     suffix = ".dll" if sys.platform == "win32" else ".so"
-    return cache_dir() / f"ddf_{device}-{digest.hexdigest()[:32]}{suffix}"
+    return f"ddf_{device}-{digest.hexdigest()[:32]}{suffix}"
 
 
 def _source_files(device: str) -> list[Path]:
@@ -321,7 +416,7 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
     except (filelock.Timeout, OSError, NotImplementedError):
         _log.debug("building %s without a lock", library)
     try:
-        if library.is_file() and not rebuild:
+        if _is_readable(library) and not rebuild:
             return
         try:
             folder = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
@@ -337,6 +432,8 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
             else:
                 compile_cuda(built)
             built.replace(library)
+            with contextlib.suppress(OSError):
+                _remove_unused(cache, library)
         except OSError as error:
             raise BuildFailure(f"the build in {cache} failed: {error}", "check free space and permissions") from error
         finally:
@@ -355,42 +452,54 @@ def _remove_stale(cache: Path) -> None:
             continue  # another process was faster
 
 
+def _remove_unused(cache: Path, library: Path) -> None:
+    """Delete the libraries, and locks, that have not been used for long, except the one just built."""
+    for file in cache.glob("ddf_*"):
+        try:
+            found = file.stat()
+            unused = time.time() - max(found.st_atime, found.st_mtime) > _UNUSED_SECONDS
+            if unused and _OURS.fullmatch(file.name) and file.stem != library.stem:
+                file.unlink()
+        except OSError:
+            continue  # another process was faster, or it is in use
+
+
 def _describe(device: str) -> KernelStatus:
     """Return the state of one device's kernels without building any."""
+    compiler: str | None = None
+    missing: BuildFailure | None = None
     try:
-        found = find_cxx()[0] if device == "cpu" else find_nvcc()
-    except BuildFailure:
-        found = None
-    compiler = str(found) if found else None
+        compiler = find_cxx()[0] if device == "cpu" else str(find_nvcc())
+    except BuildFailure as failure:
+        missing = failure
     hint = ""
     library: Path | None = None
     if device in _loaded:
         library, reason = _loaded[device], "the native kernels are in use"
     elif mode() == "torch":
         reason, hint = "DDFUP_KERNELS=torch asks for the PyTorch kernels", "unset DDFUP_KERNELS"
-    elif device == "cuda" and not torch.cuda.is_available():
-        reason = "PyTorch finds no CUDA device"
     elif device in _failed:
         reason, hint = _failed[device].message.splitlines()[0], _failed[device].hint
+    elif device == "cuda" and not torch.cuda.is_available() and not builds_for_others():
+        reason = "PyTorch finds no CUDA device"
     else:
         try:
-            library = _library_path(device)
+            if device == "cuda":
+                check_gpus()
+            place = _library_path(device)
         except BuildFailure as failure:
             reason, hint = failure.message, failure.hint
         else:
-            built = library.is_file()
-            if not built:
-                library = None
-            if built:
+            library = place if _is_readable(place) else None
+            if device == "cuda" and not torch.cuda.is_available():
+                reason = "PyTorch finds no CUDA device" + (f"; built for {ARCH_LIST}" if library else "")
+            elif library:
                 reason = "built; the first use loads them"
-            elif compiler:
+            elif missing:
+                reason, hint = missing.message, missing.hint
+            else:
                 reason, hint = (
                     "not built yet; the first use builds them",
                     "run `ddfup doctor --build` to do it now",
                 )
-            elif device == "cpu":
-                reason, hint = "there is no C++ compiler", CXX_HINT
-            else:
-                reason = "there is no nvcc to compile them"
-                hint = NVCC_HINT
     return KernelStatus(device, library is not None, device in _loaded, library, compiler, reason, hint)

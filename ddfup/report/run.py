@@ -47,10 +47,9 @@ def check_outputs(out: Path, names: Sequence[str] = (*_FILES, PICTURES), *, over
     if not os.access(home, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: must be a writable folder; {home} is not writable", "choose another place with -o")
     for path in (out / name for name in names):
+        writing.refuse_existing(path, overwrite=overwrite)
         if not os.path.lexists(path):
             continue
-        if not overwrite:
-            raise OutputError(f"{path}: must not exist yet; it does", "--overwrite replaces it, or choose another -o")
         if path.name != PICTURES:
             writing.check_writable(path)
         elif path.is_symlink() or not path.is_dir() or not all(_OURS.fullmatch(each.name) for each in path.iterdir()):

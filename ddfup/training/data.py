@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddfup.degrade import DEGRADATIONS
-from ddfup.errors import InputError
+from ddfup.errors import DDFUpError, InputError
 from ddfup.guides import read_guide
-from ddfup.io import read_depth
+from ddfup.io import files_by_stem, read_depth
 from ddfup.training.config import DataSection, DataSet
 
 # Crops drawn in search of one that is mostly measured, before the data are called unfit.
@@ -83,10 +83,10 @@ def load_frames(root: Path, data_set: DataSet) -> list[Frame]:
 
     Raises:
         InputError: If the folders are missing, a stem has no partner or a file cannot be read.
+        PairingError: If two files of a folder have one stem.
     """
     folder = root / data_set.path
-    depths = {p.stem: p for p in sorted((folder / "depth").glob("*.*"))}
-    guides = {p.stem: p for p in sorted((folder / "rgb").glob("*.*"))}
+    depths, guides = (files_by_stem(folder / name) for name in ("depth", "rgb"))
     if not depths:
         raise InputError(
             f"{folder}: no files in depth/", "each data set is a folder with rgb/ and depth/ of equal stems"
@@ -262,6 +262,33 @@ class StepBatches(Dataset[Batch]):
             np.full((1, 1, 1), weight),
         )
         return tuple(np.ascontiguousarray(p, dtype=np.float32) for p in parts)
+
+
+class ErrorsAsValues(Dataset[Batch | DDFUpError]):
+    """Batches, or the error that stands in the way of one, returned instead of raised.
+
+    What is raised in a loader process arrives as another exception, its hint lost and its message a traceback.
+
+    Args:
+        batches: What makes the batches.
+    """
+
+    def __init__(self, batches: Dataset[Batch]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | DDFUpError:
+        """Make the batch of a step; :func:`batch_of` raises what comes instead."""
+        try:
+            return self.batches[step]
+        except DDFUpError as error:
+            return error
+
+
+def batch_of(item: Batch | DDFUpError) -> Batch:
+    """Return a batch that :class:`ErrorsAsValues` gave, or raise the error that it gave instead."""
+    if isinstance(item, DDFUpError):
+        raise item
+    return item
 
 
 @dataclasses.dataclass(frozen=True)

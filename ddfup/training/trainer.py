@@ -1,18 +1,22 @@
 """The training loop: one process on CPU or GPU, or many GPUs under ``torchrun``.
 
-Checkpoints hold everything that the next step depends on (weights, averages, optimiser, step number); batches
-depend on the step number alone, so that a resumed run continues exactly.
+Checkpoints hold everything that the next step depends on (weights, averages, optimiser, step number) and the
+configuration, which must stay; batches depend on the step number alone, so that a resumed run continues exactly.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,10 +31,10 @@ from torch.utils.data import DataLoader
 from ddfup import models
 from ddfup.degrade import degrade
 from ddfup.devices import find_device
-from ddfup.errors import ArgumentError, InputError, OutputError, WeightsError
+from ddfup.errors import ArgumentError, DDFUpError, InputError, OutputError, WeightsError
 from ddfup.metrics import rmse
 from ddfup.training.config import OptimizationSection, TrainingConfig
-from ddfup.training.data import Batch, Frame, StepBatches, load_frames, tuning_pairs
+from ddfup.training.data import Batch, ErrorsAsValues, Frame, StepBatches, batch_of, load_frames, tuning_pairs
 
 # Deviations of depth up to which the second term of the loss is squared.
 _HUBER = 0.5
@@ -41,6 +45,10 @@ _ERROR_GROWTH = 0.7
 # Protocol of the field for NYU: a border of 6 pixels is left out.
 _TUNE_BORDER = 6
 _TUNE_FACTORS = (4, 8, 16)
+# What a resumed run may change: nothing of it reaches the weights.
+_FREE_KEYS = frozenset(
+    {"model.description", "data.tune_frames", "optimization.checkpoint_minutes", "optimization.tune_every"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +58,19 @@ class Progress:
     Attributes:
         step: Steps done.
         steps: Length of the schedule.
-        loss: Running mean of the loss.
+        mean_loss: Running mean of the loss, where the network is.
         tune: Last measured tuning errors, centimetres, by "degradation xfactor".
     """
 
     step: int
     steps: int
-    loss: float
+    mean_loss: Tensor
     tune: dict[str, float]
+
+    @property
+    def loss(self) -> float:
+        """Running mean of the loss; whoever reads it waits for the GPU."""
+        return float(self.mean_loss)
 
 
 def loss_function(
@@ -102,6 +115,23 @@ def squared_weight(step: int, section: OptimizationSection) -> float:
     return section.squared + (section.squared_end - section.squared) * done
 
 
+def take_step(optimizer: torch.optim.AdamW, norm: Tensor) -> None:
+    """Change the weights, unless the gradient is broken (one bad sample under autocast), which would poison them.
+
+    A fused optimiser decides on the GPU: the CPU, which would have to wait for the norm, prepares the next step.
+
+    Args:
+        optimizer: Whose weights have gradients.
+        norm: () of the gradient.
+    """
+    if optimizer.defaults["fused"]:
+        # The way in which torch.amp.GradScaler tells it to leave a step out.
+        optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(norm.isfinite()):
+        optimizer.step()
+
+
 def tuning_error(network: nn.Module, frames: list[Frame], device: torch.device) -> dict[str, float]:
     """Mean over frames of the RMSE in centimetres, for bicubic and nearest low resolution at every factor.
 
@@ -131,7 +161,7 @@ def tuning_error(network: nn.Module, frames: list[Frame], device: torch.device) 
 
 
 class Trainer:
-    """One training run in one folder.
+    """One training run in one folder; a context manager that leaves the process group, see :meth:`close`.
 
     Args:
         config: What to train.
@@ -139,12 +169,14 @@ class Trainer:
         out: Folder for ``checkpoint.pt``, ``log.jsonl`` and the weight file.
         device: As of :func:`ddfup.devices.find_device`; under ``torchrun`` each process takes the GPU of its
             LOCAL_RANK.
-        resume: Continue from ``out/checkpoint.pt``; without it an existing checkpoint is refused.
+        resume: Continue from ``out/checkpoint.pt``, with the configuration and the number of processes that the run
+            began with; without it an existing checkpoint is refused.
         workers: Loader processes.
         init: Name or weight file of the model whose weights a new run starts from; None: random ones.
 
     Raises:
         InputError: If data are missing, or ``out`` holds a run already, or none that can be resumed.
+        PairingError: If two files of a data set's folder have one stem.
         OutputError: If ``out`` cannot be a folder.
         DeviceError: If the device is absent.
         WeightsError: If ``init`` cannot be read or has other sizes than the configuration.
@@ -183,20 +215,20 @@ class Trainer:
         self.rank = int(os.environ.get("RANK", "0"))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.world > 1 and not is_initialized():
-            init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-
         data, optimization = config.data, config.optimization
+        # Before the data, which may take minutes.
+        saved = self._read_checkpoint() if resume else None
+        torch.manual_seed(optimization.seed)
+        network = models.build(config.model.architecture, config.model.config)
+        if init is not None:
+            _start_from(init, network, config)
+
         sets = [(load_frames(root, s), s.weight) for s in data.train]
         self.batches = StepBatches(sets, data, seed=optimization.seed, rank=self.rank, world=self.world)
         frames = [frame for s in data.tune for frame in load_frames(root, s)]
         self.tune_frames = tuning_pairs(frames, data.tune_frames) if frames else []
 
-        torch.manual_seed(optimization.seed)
         memory_format = torch.channels_last
-        network = models.build(config.model.architecture, config.model.config)
-        if init is not None:
-            _start_from(init, network, config)
         self.network = network.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]
         self.averaged = models.build(config.model.architecture, config.model.config)
         self.averaged = self.averaged.to(self.device, memory_format=memory_format).requires_grad_(False)  # type: ignore[call-overload]
@@ -206,20 +238,49 @@ class Trainer:
             lr=optimization.learning_rate,
             betas=(0.9, 0.999),
             weight_decay=optimization.weight_decay,
+            fused=True if self.device.type == "cuda" else None,
         )
         self.step = 0
-        self.loss = math.nan
+        # Stays on the device, where reading it would make every step wait, and is as exact as Python's numbers.
+        self._loss = torch.tensor(math.nan, dtype=torch.float64, device=self.device)
         self.tune: dict[str, float] = {}
         self._stopping = False
         # False while a step changes the weights: what an exception leaves behind then is no state to continue
         # from.
         self._whole = True
-        if resume:
-            self._load()
+        if saved is not None:
+            self._restore(saved)
         self.parallel: nn.Module = self.network
+        self._leave_group: Callable[[], object] = _do_nothing
         if self.world > 1:
-            # Not every level takes part in every step.
-            self.parallel = DistributedDataParallel(self.network, find_unused_parameters=True)
+            # After all that may fail on the way here. A group that the caller made stays the caller's.
+            if not is_initialized():
+                init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+                # Also when nobody closes the trainer.
+                self._leave_group = weakref.finalize(self, _destroy_group)
+            try:
+                # Not every level takes part in every step.
+                self.parallel = DistributedDataParallel(self.network, find_unused_parameters=True)
+            except BaseException:
+                self.close()
+                raise
+
+    def __enter__(self) -> Trainer:
+        """Return the trainer; :meth:`close` is called at the end of the ``with`` block."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the process group."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the process group, if it was made here; no run can follow then."""
+        self._leave_group()
+
+    @property
+    def loss(self) -> float:
+        """Running mean of the loss; NaN before the first step."""
+        return float(self._loss)
 
     @property
     def weights(self) -> Path:
@@ -254,7 +315,7 @@ class Trainer:
                     self._measure()
                     measured = self.step
                 if on_step is not None:
-                    on_step(Progress(self.step, section.steps, self.loss, self.tune))
+                    on_step(Progress(self.step, section.steps, self._loss, self.tune))
                 now = time.monotonic()
                 if now - saved > 60 * section.checkpoint_minutes:
                     self._save()
@@ -278,8 +339,8 @@ class Trainer:
                 return self.step >= section.steps
             raise
         finally:
-            if self.world > 1:
-                destroy_process_group()
+            # Not at the beginning: whoever asks before the first step means this run.
+            self._stopping = False
         return complete
 
     def _agree(self, stop: bool) -> bool:
@@ -292,8 +353,8 @@ class Trainer:
 
     def _loader(self) -> Iterator[Batch]:
         remaining = range(self.step, self.config.optimization.steps)
-        loader: DataLoader[Batch] = DataLoader(
-            self.batches,
+        loader: DataLoader[Batch | DDFUpError] = DataLoader(
+            ErrorsAsValues(self.batches),
             batch_size=None,
             sampler=remaining,
             num_workers=self.workers,
@@ -301,7 +362,7 @@ class Trainer:
             prefetch_factor=8 if self.workers else None,
             worker_init_fn=_leave_signals_to_parent,
         )
-        return iter(loader)
+        return map(batch_of, iter(loader))
 
     def _train_step(self, batch: Batch) -> None:
         section = self.config.optimization
@@ -317,14 +378,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip * _UNIT)
-        finite, value = bool(norm.isfinite()), float(loss.detach())
+        value = loss.detach().double()
+        mean = torch.where(self._loss.isnan(), value, 0.99 * self._loss + 0.01 * value)
         self._whole = False
-        # A broken step (one bad sample under autocast) is left out rather than poisoning the weights.
-        if finite:
-            self.optimizer.step()
+        take_step(self.optimizer, norm)
         self.step += 1
-        if math.isfinite(value):
-            self.loss = value if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * value
+        # A new tensor: reports keep the old one.
+        self._loss = torch.where(value.isfinite(), mean, self._loss)
         decay = min(section.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
@@ -354,6 +414,8 @@ class Trainer:
         if self.rank != 0:
             return
         state: dict[str, Any] = {
+            "config": dataclasses.asdict(self.config),
+            "processes": self.world,
             "step": self.step,
             "loss": self.loss,
             "tune": self.tune,
@@ -361,10 +423,13 @@ class Trainer:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
+        temporary = self.out / f".{self.checkpoint.name}.{secrets.token_hex(8)}.tmp"
         model = self.config.model
         try:
             torch.save(state, temporary)
+            # Or a power failure after the renaming may leave an empty file.
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.replace(self.checkpoint)
             models.save_weights(
                 self.weights,
@@ -381,13 +446,39 @@ class Trainer:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _load(self) -> None:
-        try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+    def _read_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint and refuse that of a run with another configuration."""
+        with self._resuming():
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            # Old checkpoints do not tell.
+            differences: list[tuple[str, Any, Any]] = []
+            if "config" in state:
+                differences += _differences(state["config"], self.config)
+                differences += _differences(state["processes"], self.world, "processes")
+        for key, old, new in differences:
+            if key not in _FREE_KEYS:
+                raise InputError(
+                    f"{self.checkpoint}: cannot be resumed: {key} must be {old!r} as when the run began; got {new!r}",
+                    "resume with the old value, or begin a run with another --out, from these weights with --init",
+                )
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        with self._resuming():
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
+            for group in state["optimizer"]["param_groups"]:
+                # How a step is computed depends on the device, which may be another one.
+                group["fused"] = self.optimizer.defaults["fused"]
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.loss, self.tune = state["step"], state["loss"], state["tune"]
+            self.step, self.tune = state["step"], state["tune"]
+            self._loss = torch.full_like(self._loss, state["loss"])
+
+    @contextlib.contextmanager
+    def _resuming(self) -> Iterator[None]:
+        """Tell of whatever is wrong with the checkpoint as a fault of the file."""
+        try:
+            yield
         except (
             OSError,
             EOFError,
@@ -402,6 +493,30 @@ class Trainer:
                 f"{self.checkpoint}: cannot be resumed: {first}",
                 "the file is damaged, or belongs to another configuration",
             ) from error
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between a configuration as a checkpoint holds it and one of now.
+
+    Options that only one of them has are not compared: a run goes on after an update of ddfup.
+
+    Yields:
+        Key, old and new value.
+    """
+    parts: list[tuple[str, Any, Any]]
+    if dataclasses.is_dataclass(new) and isinstance(old, Mapping):
+        names = [field.name for field in dataclasses.fields(new) if field.name in old]
+        parts = [(f"{key}.{name}".lstrip("."), old[name], getattr(new, name)) for name in names]
+    elif isinstance(new, Mapping) and isinstance(old, Mapping):
+        parts = [(f"{key}.{name}", old.get(name), new.get(name)) for name in {**old, **new}]
+    elif isinstance(new, list | tuple) and isinstance(old, list | tuple):
+        parts = [(f"{key}[{index}]", *pair) for index, pair in enumerate(zip_longest(old, new))]
+    else:
+        if old != new:
+            yield key, old, new
+        return
+    for name, before, now in parts:
+        yield from _differences(before, now, name)
 
 
 def _start_from(name_or_path: str, network: nn.Module, config: TrainingConfig) -> None:
@@ -419,6 +534,15 @@ def _start_from(name_or_path: str, network: nn.Module, config: TrainingConfig) -
             "give the configuration's [model.config] the sizes of the weights",
         )
     network.load_state_dict(trained.state_dict())
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _destroy_group() -> None:
+    if is_initialized():
+        destroy_process_group()
 
 
 def _is_loaders_end(error: BaseException) -> bool:

@@ -7,6 +7,8 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from networks import tiny_pyramid
 from PIL import Image
-from torture.batches import FORMATS, check_whole, finish, start, tree, write_pair, write_scene
+from torture.batches import CHECKOUT, DRIVER, FORMATS, check_whole, finish, start, tree, write_pair, write_scene
 
 from ddfup import cli, models, pair, writing
 from ddfup.batch import engine, pool, processing
@@ -190,6 +192,42 @@ def test_orphans_are_named_and_pairs_done(scene, nearest, run):
     assert "1 files in DEPTHS are of other kinds" in err
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_no_part_of_a_batch_replaces_an_input_of_another(scene, nearest, run, index):
+    """A pair's output is the other pair's guide, and the two are in different parts or in one."""
+    Image.open("guides/room0/0000.jpg").save("guides/other.png")
+    Path("list.csv").write_text(
+        "depth,guide,out\n"
+        "depths/room0/0000.png,guides/room0/0000.jpg,guides/other.png\n"
+        "depths/room0/0000.png,guides/other.png,new/0001.png\n"
+    )
+    before = tree(scene)
+    codes = {}
+    for part in (None, index):
+        shard = () if part is None else ("--shard", f"{part}/4")
+        codes[part], _, err = run("--manifest", "list.csv", "--overwrite", *shard, places=(".",))
+        if codes[part]:
+            assert codes[part] == 6 and "guides/other.png: an output must not replace an input" in err
+    assert codes[None] == 6
+    assert tree(scene)["guides/other.png"] == before["guides/other.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system cannot refuse links")
+@pytest.mark.parametrize(("name", "expected"), [("journal", 4), ("lock", 6)])
+def test_no_state_is_written_through_a_link(scene, nearest, run, name, expected):
+    Path("out/.ddfup").mkdir(parents=True)
+    outside = scene / "outside.txt"
+    outside.write_text("mine")
+    run()
+    own = next(Path("out/.ddfup").glob(f"{name}*"))
+    shutil.rmtree("out")
+    Path("out/.ddfup").mkdir(parents=True)
+    (Path("out/.ddfup") / own.name).symlink_to(outside)
+    code, _, err = run()
+    assert code == expected and "must be writable" in err
+    assert outside.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
@@ -347,6 +385,9 @@ def test_what_failed_for_its_content_is_not_tried_again_unasked(scene, nearest, 
     assert code == 4 and nearest.calls == 6 and {r["error"] for r in records.values()} == {"depth is strange"}
     assert statuses(run("--retry-failed")[1]) == (6, 0, 0)
     assert statuses(run()[1]) == (0, 6, 0)
+    # Having succeeded, it is not what failed before.
+    Path("out/room0/0000.png").unlink()
+    assert statuses(run()[1]) == (1, 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -382,6 +423,43 @@ def test_a_full_disk_ends_all(scene, nearest, run, monkeypatch):
     monkeypatch.setattr(writing, "write_files", write)
     code, records, _ = run("--workers", "1")
     assert code == 6 and len(records) == 1 and nearest.calls == 1
+
+
+@pytest.fixture
+def halted(monkeypatch):
+    """Set when the network is told to begin nothing more."""
+    event, original = threading.Event(), pool.LocalPool.stop
+
+    def stop(self):
+        original(self)
+        event.set()
+
+    monkeypatch.setattr(pool.LocalPool, "stop", stop)
+    return event
+
+
+def test_a_full_disk_ends_what_the_network_has_just_then(scene, nearest, run, monkeypatch, halted):
+    second, writes = threading.Event(), []
+
+    def before():
+        if nearest.calls == 2:
+            second.set()
+            assert halted.wait(20)
+
+    def write(files):
+        if not files:  # as when a pair is run for its bytes only
+            return
+        writes.append(files)
+        assert second.wait(20)
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise OutputError("out: must be writable; got No space left on device") from error
+
+    nearest.before = before
+    monkeypatch.setattr(writing, "write_files", write)
+    code, records, _ = run()
+    assert code == 6 and len(records) == 1 and nearest.calls == 2 and len(writes) == 1
 
 
 def test_an_input_that_changes_meanwhile_is_not_recorded(scene, nearest, run, monkeypatch):
@@ -666,7 +744,15 @@ def test_journal_entries_survive_and_are_seen_by_others(tmp_path):
     assert second.made(entry.out, "k") == [entry] and second.made(entry.out, "other") == []
     assert second.knows(entry.out) and not second.knows("b.png")
     assert second.failure("b.png", "k").error == "bad" and second.failure(entry.out, "k") is None
-    assert second.files() == {entry.out, "../p.jpg"}
+    # A success of the same work takes it back, whichever is read first: on two hosts or a store there is no order.
+    first.add(Entry("b.png", "k", sha256="s"))
+    first.add(Entry("c.png", "k", sha256="s"))
+    first.add(Entry("c.png", "k", error="bad"))
+    first.add(Entry("c.png", "other", error="bad"))
+    second.refresh()
+    assert second.failure("b.png", "k") is None and second.failure("c.png", "k") is None
+    assert second.failure("c.png", "other") is not None
+    assert second.files() == {entry.out, "../p.jpg", "b.png", "c.png"}
     assert socket.gethostname()[:3] in next((tmp_path / ".ddfup").iterdir()).name
 
 
@@ -733,12 +819,87 @@ def test_two_processes_share_the_work(tmp_path):
 
 def test_leftovers_of_killed_processes_are_removed(scene, nearest, run):
     assert run()[0] == 0
-    mine = Path("out/room0/.ddfup-0123456789abcdef.tmp")
+    # Who writes the young one may be a batch into this folder alone, or `ddfup upsample -o`: it has no claim in out.
+    dead, young = Path("out/room0/.ddfup-0123456789abcdef.tmp"), Path("out/room0/.ddfup-fedcba9876543210.tmp")
     other = Path("out/room0/.ddfup-notes.tmp")
-    for path in (mine, other):
+    for path in (dead, young, other):
         path.write_bytes(b"x")
+    for path in (dead, other):
+        os.utime(path, (1, 1))
     assert run()[0] == 0
-    assert not mine.exists() and other.exists()
+    assert not dead.exists() and young.exists() and other.exists()
+
+
+# --- cut short ---
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_lets_the_pair_under_way_be_written(scene, nearest, run, halted, number, expected):
+    def interrupt():
+        os.kill(os.getpid(), number)
+        assert halted.wait(20)
+
+    nearest.before = interrupt
+    code, records, err = run()
+    assert code == expected and statuses(records) == (1, 0, 0) and nearest.calls == 1, err
+    assert err.startswith("1 written, 0 already done, 0 failed, 5 not reached; ")
+    assert [f"out/{name}" for name in tree(scene / "out", hidden=False)] == list(records)
+    nearest.before = lambda: None
+    assert statuses(run()[1]) == (5, 1, 0)
+
+
+# Whoever is at work says so, and goes on for two minutes.
+STUCK = (
+    DRIVER
+    + """
+import pathlib
+def stick():
+    print("working", file=sys.stderr, flush=True)
+    time.sleep(120)
+if os.environ["WHERE"] == "network":
+    Nearest.__call__ = lambda *arguments, **options: stick()
+else:
+    os.fsync = lambda file: stick() if list(pathlib.Path("out").rglob("*.tmp")) else None
+original = pool.LocalPool.stop
+def stop(self):
+    original(self)
+    print("stopping", file=sys.stderr, flush=True)
+pool.LocalPool.stop = stop
+sys.exit(cli.main())
+"""
+)
+
+
+@pytest.mark.parametrize("where", ["network", "disk"])
+@pytest.mark.parametrize(("second", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_acts_at_once(tmp_path, where, second, expected):
+    write_scene(tmp_path, 3)
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK, "batch", "depths", "guides", "out", "--json", "--workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "WHERE": where},
+        cwd=tmp_path,
+    )
+    with child:
+        assert child.stderr.readline() == b"working\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stderr.readline() == b"stopping\n"
+        begin = time.monotonic()
+        child.send_signal(second)
+        out, err = child.stdout.read(), child.stderr.read()
+        assert child.wait(timeout=60) == expected, err
+        # Much for a busy machine; little of two minutes.
+        assert time.monotonic() - begin < 30
+    assert out == b"" and b"Traceback" not in err
+    left = [tmp_path / "out" / name for name in tree(tmp_path / "out", hidden=False)]
+    assert len(left) == (where == "disk") and all(path.name.endswith(".tmp") for path in left)
+    for path in left:
+        os.utime(path, (1, 1))
+    code, out, err = finish(start(tmp_path, "--json"))
+    assert code == 0 and [json.loads(line)["status"] for line in out.splitlines()] == ["ok"] * 3, err
+    names = tree(tmp_path / "out", hidden=False)
+    assert len(names) == 3 and not any(name.endswith(".tmp") for name in names)
 
 
 # --- the network's turn ---
@@ -823,10 +984,10 @@ def test_one_process_for_each_device(tmp_path):
             assert answer.device == "cpu"
         with pytest.raises(InputError, match="depth is 8x6"):
             both.infer(depth, guide[:3, :4], None, False)
-        for _, process, _ in both._workers:
-            process.kill()
+        # As a second signal does it.
+        both.abandon()
         for _ in range(2):
-            with pytest.raises(DeviceError, match="must not end before the batch; got exit code -9"):
+            with pytest.raises(DeviceError, match="must not end before the batch; got exit code -15"):
                 both.infer(depth, guide, None, False)
         with pytest.raises(DeviceError, match="no process with a network is left"):
             both.infer(depth, guide, None, False)

@@ -88,6 +88,13 @@ def test_output_names(name, format_name, expected):
 # --- keys ---
 
 
+@pytest.mark.parametrize(("rule", "regex"), [("stem", None), ("regex", r"(\w+)\.\w+$")])
+def test_letters_with_marks_pair_in_either_form(rule, regex):
+    """As Linux and macOS write them."""
+    pairs, _ = pairs_of(["caf\u00e9.png"], ["cafe\u0301.jpg"], rule, regex)
+    assert len(pairs) == 1
+
+
 def test_regex_keys():
     depths = ["s1/depth/f001.png", "s2/depth/f001.png", "s1/depth/other.png"]
     guides = ["s1/rgb/001.jpg", "s2/rgb/001.jpg", "s2/rgb/002.jpg"]

@@ -55,8 +55,8 @@ class Method:
     def __init__(self, actor, name):
         self.actor, self.name = actor, name
 
-    def remote(self, *arguments):
-        self.actor.cluster.calls.append((self.actor.number, self.name, *arguments))
+    def remote(self, *arguments, **options):
+        self.actor.cluster.calls.append((self.actor.number, self.name, *arguments, *options.items()))
         return Ref(self.actor, self.name, arguments)
 
 
@@ -262,26 +262,34 @@ def test_workers_that_cannot_start(batch):
 
 
 def test_stop_and_fail_fast_and_fatal(batch):
-    stopped = batch(Cluster(fine, CPU=1.0))
+    cluster = Cluster(fine, CPU=1.0)
+    stopped = batch(cluster)
     outcomes = []
     for outcome in stopped.results():
         outcomes.append(outcome)
         stopped.stop()
     # What was under way is finished, and nothing more begun.
     assert len(outcomes) == PAIRS_PER_NETWORK
+    assert [call for call in cluster.calls if call[1] == "stop"] == [(0, "stop", ("drop", False))]
 
     def fail(number, work):
         return Outcome(work, Path("out"), failure=InputError("bad"))
 
     cluster = Cluster(fail, CPU=1.0)
     assert len(list(batch(cluster, settings=replace(SETTINGS, fail_fast=True)).results())) == PAIRS_PER_NETWORK
-    assert [call[1] for call in cluster.calls].count("stop") == 1
+    assert [call for call in cluster.calls if call[1] == "stop"] == [(0, "stop", ("drop", True))]
 
     def full(number, work):
         return Outcome(work, Path("out"), failure=OutputError("no space"), fatal=True)
 
+    # A failure that all share ends what a signal had let go on.
+    cluster = Cluster(lambda number, work: (full if work.name == "001.png" else fine)(number, work), CPU=1.0)
+    stopped = batch(cluster)
     with pytest.raises(OutputError, match="no space"):
-        list(batch(Cluster(full, CPU=1.0)).results())
+        for _ in stopped.results():
+            stopped.stop()
+    words = [call for call in cluster.calls if call[1] == "stop"]
+    assert words == [(0, "stop", ("drop", False)), (0, "stop", ("drop", True))]
 
 
 def test_devices_and_missing_ray(batch, monkeypatch):
@@ -392,6 +400,19 @@ def test_a_worker_does_pairs(job):
     assert missing.status == "failed" and "none.png: must exist" in missing.failure.message
     worker.stop()
     assert worker.process(Pair("b.png", work.depth, work.guide)) is None
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_worker_that_is_stopped_writes_what_its_network_has(job, monkeypatch, drop):
+    class Stopping(Doubling):
+        def __call__(self, *arguments, **options):
+            worker.stop(drop=drop)
+            return super().__call__(*arguments, **options)
+
+    monkeypatch.setattr(ray_worker, "make_pool", lambda *arguments: LocalPool(Stopping()))
+    worker = Worker(job, b"")
+    outcome = worker.process(Pair("a.png", Path("depths/room0/0000.png"), Path("guides/room0/0000.jpg")))
+    assert (outcome is None) == drop and Path("out/a.png").exists() == (not drop)
 
 
 def test_what_a_network_raises_can_be_sent(job, monkeypatch):

@@ -16,6 +16,8 @@ from torture.batches import tree, write_scene
 from ddfup import cli, models
 from ddfup.batch import pool, remote
 from ddfup.batch.journal import Entry, StoreJournal, open_journal
+from ddfup.batch.outputs import open_outputs
+from ddfup.batch.pairing import Pair
 from ddfup.batch.places import find_files
 from ddfup.batch.remote import RemotePath, local_copies, parse_location
 from ddfup.errors import ArgumentError, InputError, OutputError
@@ -104,6 +106,37 @@ def test_a_second_run_does_what_is_missing_or_changed(scene, run, store):
     before = store.find("/results")
     assert statuses(run("-n", "--unit", "tum")[1]) == (1, 5, 0)
     assert store.find("/results") == before
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n",)])
+def test_the_journal_is_not_listed_for_every_pair(scene, run, monkeypatch, arguments):
+    original, calls = StoreJournal.refresh, []
+
+    def refresh(self):
+        calls.append(self)
+        original(self)
+
+    monkeypatch.setattr(StoreJournal, "refresh", refresh)
+    assert statuses(run(*arguments)[1]) == (6, 0, 0)
+    # Once when it is opened, once to see what is in the way of the outputs.
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("place", ["memory://results/run", "out"])
+def test_what_another_batch_has_just_made_is_not_in_the_way(tmp_path, store, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    root, pair = parse_location(place), Pair("a.png", Path("d.png"), Path("g.jpg"))
+    # As in a dry run, which looks at the journal only at its beginning.
+    outputs = open_outputs(root, None, open_journal(root), overwrite=False)
+    other = open_journal(root)
+    theirs = open_outputs(root, None, other, overwrite=False)
+    claims = theirs.open([pair])
+    theirs.write(pair, {theirs.out(pair): b"x"}, Entry("a.png", "k", sha256="s"))
+    claims.close()
+    outputs.check(pair)
+    (root / "b.png").write_bytes(b"x")
+    with pytest.raises(OutputError, match=r"b\.png: must not exist yet; it does"):
+        outputs.check(Pair("b.png", Path("d.png"), Path("g.jpg")))
 
 
 def test_places_globs_and_manifests(scene, run, store):

@@ -189,6 +189,7 @@ def test_methods_by_name(weights):
 def test_which_images(tmp_path):
     room = write_dataset(tmp_path / "room", count=10, size=(8, 8))
     (room / "depth" / ".hidden").write_text("")
+    (room / "rgb" / ".DS_Store").write_text("")
 
     def stems(**options):
         return [int(pair.stem) for pair in find_pairs(room, **options)]

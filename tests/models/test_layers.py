@@ -45,6 +45,14 @@ def test_filter_norm_learns_one_factor_per_value_of_a_channel_filter():
     assert many.mean().item() == pytest.approx(0, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_filter_norm_of_a_flat_filter_is_none(dtype):
+    filters = torch.stack((torch.ones(9), torch.arange(9.0)))[None].to(dtype)
+    result = FilterNorm(3)(filters)
+    assert result.dtype == dtype and not result[0, 0].any()
+    torch.testing.assert_close(result.float(), FilterNorm(3)(filters.float()), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("kernel_size", [1, 2, 4])
 def test_filter_norm_refuses_kernels_without_deviation_or_centre(kernel_size):
     with pytest.raises(ArgumentError, match=f"kernel_size must be odd and at least 3.*got {kernel_size}"):

@@ -113,6 +113,14 @@ def test_the_kernel_serves_inference_and_pytorch_the_rest(monkeypatch):
 
 
 @torch.no_grad()
+def test_the_op_without_a_kernel_for_the_device_is_pytorchs():
+    """Asked on a device that no kernel is for, with a weight of the CPU: not the op again and again."""
+    guidance, weight, bias = make(12, (6, 7), 4, 9)
+    with pytest.raises(RuntimeError, match="device"):
+        torch.ops.ddfup.convex_filters(guidance.permute(0, 2, 3, 1), weight.to("meta"), bias, 9)
+
+
+@torch.no_grad()
 def test_the_branch_of_a_module_uses_it(monkeypatch):
     branch = SpatialFilterBranch(12, 3, filters=4, normalization="softmax", stride=2)
     guidance = make(12, (6, 7), 4, 9)[0]

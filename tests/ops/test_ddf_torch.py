@@ -218,12 +218,10 @@ def test_dtypes_and_devices_must_agree() -> None:
     ],
     ids=str,
 )
-def test_the_raw_op_never_reads_outside_its_inputs(change: dict[str, tuple[int, ...]]) -> None:
+def test_the_raw_op_never_reads_outside_its_inputs(change: dict[str, tuple[int, ...]], device: str) -> None:
     """Whoever bypasses `ddf` gets an error too, though a terser one."""
-    features, channel, spatial = torch.zeros(F432), torch.zeros(2, 1, 4, 3, 3), torch.zeros(S9)
-    channel, spatial = (
-        torch.zeros(change.get("channel", channel.shape)),
-        torch.zeros(change.get("spatial", S9)),
-    )
+    features = torch.zeros(F432, device=device)
+    channel = torch.zeros(change.get("channel", (2, 1, 4, 3, 3)), device=device)
+    spatial = torch.zeros(change.get("spatial", S9), device=device)
     with pytest.raises(RuntimeError):
         torch.ops.ddfup.ddf(features, channel, spatial, *change.get("options", (1, 3, 1, 1, 1, 0, 0)))

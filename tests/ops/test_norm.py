@@ -92,6 +92,15 @@ def test_the_kernel_serves_inference_and_pytorch_the_rest(monkeypatch, device):
 
 
 @torch.no_grad()
+def test_tensors_on_several_devices_are_not_for_the_kernel(device):
+    """Its pointers would be another device's; PyTorch says what is wrong."""
+    features, weight, bias = make(12, 6, 7, device=device)
+    with pytest.raises(RuntimeError):
+        channel_norm(features, weight.to("meta"), bias)
+    assert not native.serves_inference(weight, bias.to("meta"))
+
+
+@torch.no_grad()
 def test_compiled_and_alone_agree():
     inputs = make(12, 6, 7)
     compiled = torch.compile(channel_norm, backend="eager", fullgraph=True)

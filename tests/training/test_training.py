@@ -1,5 +1,6 @@
 """Training on a tiny data set: configuration, samples, exact resumption, learning, files."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -15,15 +16,16 @@ import numpy as np
 import pytest
 import torch
 from sets import CONFIG, write_data
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddfup
 from ddfup import models
 from ddfup.configs import bundled_configs
-from ddfup.errors import ArgumentError, InputError, OutputError, WeightsError
+from ddfup.errors import ArgumentError, InputError, OutputError, PairingError, WeightsError
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
 from ddfup.training.data import Frame, StepBatches, detail_of, load_frames, tuning_pairs
-from ddfup.training.trainer import Trainer, learning_rate, loss_function, squared_weight, tuning_error
+from ddfup.training.trainer import Trainer, learning_rate, loss_function, squared_weight, take_step, tuning_error
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,19 @@ def test_wrong_data_are_named(root, tmp_path):
     partner.write_bytes((tmp_path / "room" / "rgb" / "0000.png").read_bytes()[:100])
     with pytest.raises(InputError, match=r"0001\.png"):
         load_frames(tmp_path, DataSet("room"))
+
+
+def test_hidden_files_are_no_frames_and_stems_are_unique(tmp_path):
+    write_data(tmp_path, frames=2)
+    (tmp_path / "room" / "depth" / ".DS_Store").write_bytes(b"of a Mac")
+    (tmp_path / "room" / "depth" / "._0000.png").write_bytes(b"of a Mac")
+    assert len(load_frames(tmp_path, DataSet("room"))) == 2
+    for folder in ("rgb", "depth"):
+        second = tmp_path / "room" / folder / "0001.tiff"
+        second.write_bytes(b"")
+        with pytest.raises(PairingError, match=r"0001\.tiff: stems must be unique; 0001\.png has the same"):
+            load_frames(tmp_path, DataSet("room"))
+        second.unlink()
 
 
 def batches(root, settings, **options):
@@ -418,7 +433,7 @@ def test_a_signal_for_all_processes_stops_the_run_in_order(root, config, tmp_pat
                 child.join()
 
     assert not run.run(on_step=everyone)
-    assert Trainer(config(), root, tmp_path / "run", resume=True, workers=0).step == 2
+    assert Trainer(run.config, root, tmp_path / "run", resume=True, workers=0).step == 2
 
 
 def test_a_loader_that_dies_unasked_is_an_error(root, config, tmp_path):
@@ -431,6 +446,18 @@ def test_a_loader_that_dies_unasked_is_an_error(root, config, tmp_path):
 
     with pytest.raises((RuntimeError, ConnectionError)):
         run.run(on_step=killed)
+
+
+# PyTorch warns of more workers than cores, of which a machine may have one.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_data_is_told_as_it_is(root, config, tmp_path, workers):
+    settings = config(("4 = 16, 32 = 32", "32 = 128"))
+    run = Trainer(settings, root, tmp_path / "run", workers=workers)
+    with pytest.raises(InputError) as caught:
+        run.run()
+    assert caught.value.message == "crop of 128 pixels does not fit a training image of 84 x 68"
+    assert caught.value.hint == "lower [data] crops, or leave the set out"
 
 
 def test_a_finished_run_stays_as_it_is(root, config, tmp_path):
@@ -478,6 +505,66 @@ def test_existing_and_missing_runs_are_refused(root, config, tmp_path, finished)
         Trainer(config(), root, tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("steps = 6\n", "steps = 6\nseed = 7\n"), "optimization.seed must be 0 as when the run began; got 7"),
+        (("steps = 6\n", "steps = 6\nweight_decay = 0.5\n"), "optimization.weight_decay must be 0.0001 .*; got 0.5"),
+        (("steps = 6\n", "steps = 9\n"), "optimization.steps must be 6 .*; got 9"),
+        (("any = 0.2", "any = 0.3"), "data.ratios.any must be 0.2 .*; got 0.3"),
+        (("any = 0.2", "8 = 0.2"), "data.ratios.any must be 0.2 .*; got None"),
+        (("last = 3", "last = 2"), r"data.train\[0\].last must be 3 .*; got 2"),
+        (("[[data.tune]]", '[[data.train]]\npath = "hall"\n[[data.tune]]'), r"data.train\[1\] must be None .*'hall'"),
+        (("[6, 8, 8]", "[6, 8, 9]"), r"model.config.guide_channels\[2\] must be 8 .*; got 9"),
+    ],
+)
+def test_another_configuration_is_refused(root, config, finished, change, message):
+    before = finished[0].checkpoint.read_bytes()
+    with pytest.raises(InputError, match=rf"checkpoint\.pt: cannot be resumed: {message}") as caught:
+        Trainer(config(change), root, finished[0].out, resume=True)
+    assert "--out" in caught.value.hint and "--init" in caught.value.hint
+    assert finished[0].checkpoint.read_bytes() == before
+
+
+def test_another_number_of_processes_is_refused(root, config, finished, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="processes must be 1 as when the run began; got 2"):
+        Trainer(config(), root, finished[0].out, resume=True)
+
+
+def resumable(finished, out, change=lambda state: None):
+    """A folder with the checkpoint of a finished run, changed."""
+    state = torch.load(finished[0].checkpoint, weights_only=True)
+    change(state)
+    out.mkdir()
+    torch.save(state, out / "checkpoint.pt")
+    return out
+
+
+def test_what_does_not_reach_the_weights_may_change(root, config, tmp_path, finished):
+    settings = config(
+        ("of the tests", "of another day"),
+        ("tune_frames = 2", "tune_frames = 1"),
+        ("tune_every = 4", "tune_every = 1\ncheckpoint_minutes = 9"),
+    )
+    assert Trainer(settings, root, resumable(finished, tmp_path / "run"), resume=True).step == 6
+
+
+def test_checkpoints_of_other_versions_go_on(root, config, tmp_path, finished):
+    def without_configuration(state):
+        del state["config"], state["processes"]
+
+    old = resumable(finished, tmp_path / "old", without_configuration)
+    assert Trainer(config(("steps = 6\n", "steps = 6\nseed = 7\n")), root, old, resume=True).step == 6
+
+    def with_other_options(state):
+        del state["config"]["data"]["candidates"]
+        state["config"]["data"]["mirror"] = True
+
+    other = resumable(finished, tmp_path / "other", with_other_options)
+    assert Trainer(config(), root, other, resume=True).step == 6
+
+
 def test_a_run_starts_from_given_weights(root, config, tmp_path, finished):
     run = Trainer(config(), root, tmp_path / "run", init=str(finished[0].weights))
     given = finished[0].averaged.state_dict()
@@ -492,6 +579,9 @@ def test_unfit_initial_weights_are_refused(root, config, tmp_path, finished):
         Trainer(config(("trunk_channels = 8", "trunk_channels = 6")), root, tmp_path / "run", init=weights)
     with pytest.raises(WeightsError, match="architecture must be 'pyramid'; got 'ddfupnet'"):
         Trainer(config(), root, tmp_path / "run", init="ddfupnet-x4")
+    # Before the data are read, which may take minutes.
+    with pytest.raises(WeightsError, match="nosuch"):
+        Trainer(config(), tmp_path / "no data", tmp_path / "run", init="nosuch")
     with pytest.raises(ArgumentError, match="init must be left out of a resumed run"):
         Trainer(config(), root, finished[0].out, resume=True, init=weights)
 
@@ -517,7 +607,36 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_rest(root, config, tmp_pat
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OutputError, match="run: the checkpoint cannot be written"):
         run.run(max_minutes=0)
-    assert not list((tmp_path / "run").glob("checkpoint*"))
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(root, config, tmp_path, monkeypatch):
+    run = Trainer(config(), root, tmp_path / "run", workers=0)
+    # A file of somebody else.
+    (tmp_path / "run" / "checkpoint.tmp").write_text("mine")
+    flushed, renamed = [], {}
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(handle):
+        fsync(handle)
+        flushed.append((os.fstat(handle).st_ino, os.fstat(handle).st_size))
+
+    def watched_replace(path, target):
+        renamed[Path(target).name] = path.name, (path.stat().st_ino, path.stat().st_size) in flushed
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    names = set()
+    for _ in range(2):
+        run.run(max_minutes=0)
+        name, was_flushed = renamed["checkpoint.pt"]
+        assert was_flushed
+        names.add(name)
+    assert len(names) == 2
+    found = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert found == ["checkpoint.pt", "checkpoint.tmp", "pyramid_tiny.safetensors"]
+    assert (tmp_path / "run" / "checkpoint.tmp").read_text() == "mine"
 
 
 def test_a_configuration_without_data_is_refused(root, config, tmp_path):
@@ -549,8 +668,9 @@ def test_the_loss_falls_on_a_fixed_problem(root, config, tmp_path, monkeypatch, 
     assert all(math.isfinite(loss) for loss in losses)
 
 
-def test_a_step_with_a_broken_gradient_is_left_out(root, config, tmp_path, monkeypatch):
-    run = Trainer(config(), root, tmp_path / "run", workers=0)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_with_a_broken_gradient_is_left_out(root, config, tmp_path, monkeypatch, fused):
+    run = fused_run(config(), root, tmp_path / "run") if fused else Trainer(config(), root, tmp_path / "run", workers=0)
     before = {key: value.clone() for key, value in run.network.state_dict().items()}
 
     def broken(prediction, *rest):
@@ -562,6 +682,144 @@ def test_a_step_with_a_broken_gradient_is_left_out(root, config, tmp_path, monke
     assert all(torch.equal(value, before[key]) for key, value in run.network.state_dict().items())
 
 
+class Reads(TorchDispatchMode):
+    """Counts the operations that read a value back, for which the CPU waits for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def found(self):
+        return [name for name in self.count if any(s in name for s in ("_local_scalar_dense", "nonzero", "equal"))]
+
+
+def fused_run(settings, root, out):
+    """A run with the optimiser that runs on a GPU have; CPUs know it, too."""
+    run = Trainer(settings, root, out, workers=0)
+    section = settings.optimization
+    run.optimizer = torch.optim.AdamW(
+        run.network.parameters(), lr=section.learning_rate, weight_decay=section.weight_decay, fused=True
+    )
+    return run
+
+
+def test_no_step_on_a_gpu_waits_for_the_one_before(root, config, tmp_path):
+    run = fused_run(config(), root, tmp_path / "run")
+
+    def network(depth, guide, valid):
+        # That those of ours do not wait is for tests/models/test_waiting.py; on a CPU they may.
+        return guide[:, :1] + sum(parameter.mean() for parameter in run.network.parameters())
+
+    run.parallel = network
+    with Reads() as reads:
+        for step in range(2):
+            run._train_step(run.batches[step])
+    assert reads.count["aten._fused_adamw_.default"] == 2
+    assert reads.found == []
+    with Reads() as reads:
+        assert math.isfinite(run.loss)
+    assert reads.found == ["aten._local_scalar_dense.default"]
+
+
+def test_both_optimisers_step_alike_and_leave_broken_steps_out():
+    results = []
+    for fused in (None, True):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+        # The first one, too, when the optimiser has no state yet.
+        for broken in (math.nan, 0.5, math.inf, 4.0):
+            weight.grad = torch.tensor([1.0, broken, 3.0])
+            before = weight.detach().clone()
+            take_step(optimizer, weight.grad.norm())
+            assert torch.equal(weight, before) != math.isfinite(broken)
+        assert optimizer.state[weight]["step"] == 2
+        results.append([weight.detach(), *(optimizer.state[weight][key] for key in ("exp_avg", "exp_avg_sq"))])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_run_of_a_gpu_goes_on_without_one(root, config, tmp_path):
+    fused_run(config(), root, tmp_path / "run").run(max_minutes=0)
+    run = Trainer(config(), root, tmp_path / "run", resume=True, workers=0)
+    assert [group["fused"] for group in run.optimizer.param_groups] == [None]
+    assert run.run()
+
+
+def test_the_loss_that_is_told_is_the_running_mean(root, config, tmp_path, monkeypatch):
+    run = Trainer(config(), root, tmp_path / "run", workers=0)
+    values, reports = [], []
+
+    def watch(*arguments):
+        # One step is broken.
+        loss = loss_function(*arguments) * (math.nan if len(values) == 3 else 1)
+        values.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(trainer_module, "loss_function", watch)
+    assert math.isnan(run.loss) and run.run(on_step=reports.append)
+    mean, expected = math.nan, []
+    for value in values:
+        if math.isfinite(value):
+            mean = value if math.isnan(mean) else 0.99 * mean + 0.01 * value
+        expected.append(mean)
+    assert [report.loss for report in reports] == expected
+    assert run.loss == expected[-1] and len(set(expected)) == 5
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """Stand-ins for PyTorch's process groups, and what is asked of them."""
+    state = {"made": 0, "destroyed": 0, "there": False}
+
+    def change(there, count):
+        state["there"] = there
+        state[count] += 1
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(trainer_module, "is_initialized", lambda: state["there"])
+    monkeypatch.setattr(trainer_module, "init_process_group", lambda backend: change(True, "made"))
+    monkeypatch.setattr(trainer_module, "destroy_process_group", lambda: change(False, "destroyed"))
+    monkeypatch.setattr(trainer_module, "all_reduce", lambda flag, operation: None)
+    monkeypatch.setattr(trainer_module, "DistributedDataParallel", lambda network, **options: network)
+    return state
+
+
+def test_a_group_that_was_there_stays(root, config, tmp_path, groups):
+    groups["there"] = True
+    with Trainer(config(), root, tmp_path / "run", workers=0) as run:
+        run.run(max_minutes=0)
+    assert groups == {"made": 0, "destroyed": 0, "there": True}
+
+
+def test_a_group_of_its_own_lasts_for_all_runs(root, config, tmp_path, groups):
+    with Trainer(config(), root, tmp_path / "run", workers=0) as run:
+        for step in (1, 2):
+            run.run(max_minutes=0)
+            assert run.step == step
+            assert groups == {"made": 1, "destroyed": 0, "there": True}
+    run.close()
+    assert groups == {"made": 1, "destroyed": 1, "there": False}
+    # Nobody closed this one.
+    Trainer(config(), root, tmp_path / "other", workers=0)
+    assert groups == {"made": 2, "destroyed": 2, "there": False}
+
+
+@pytest.mark.parametrize("what", ["load_frames", "DistributedDataParallel"])
+def test_no_group_is_left_behind_by_a_failure(root, config, tmp_path, groups, monkeypatch, what):
+    def failing(*arguments, **options):
+        raise InputError("no")
+
+    monkeypatch.setattr(trainer_module, what, failing)
+    with pytest.raises(InputError, match="no") as caught:
+        Trainer(config(), root, tmp_path / "run", workers=0)
+    # The traceback keeps the trainer.
+    assert caught.tb and not groups["there"] and groups["made"] == groups["destroyed"]
+
+
 def test_two_processes_train_one_network_and_stop_together(root, config, tmp_path):
     config(("tune_every = 4", "tune_every = 100"))
     code = (
@@ -571,6 +829,8 @@ def test_two_processes_train_one_network_and_stop_together(root, config, tmp_pat
         "run = Trainer(load_config(config), Path(root), Path(out), device='cpu', workers=0);"
         # One of the two wants to stop: both do, rather than wait for each other.
         "done = run.run(on_step=lambda p: run.stop() if (run.rank, p.step) == (1, 2) else None);"
+        # And they go on together.
+        "assert (run.step, done) == (2, False); done = run.run();"
         "print(run.step, done, float(sum(p.double().abs().sum() for p in run.network.parameters())))"
     )
     arguments = [str(tmp_path / "config.toml"), str(root), str(tmp_path / "run")]
@@ -592,5 +852,5 @@ def test_two_processes_train_one_network_and_stop_together(root, config, tmp_pat
     results = [process.communicate(timeout=180) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     first, second = (out.split() for out, _ in results)
-    assert first == second and first[:2] == ["2", "False"]
+    assert first == second and first[:2] == ["6", "True"]
     models.load_model(tmp_path / "run" / "pyramid_tiny.safetensors")
