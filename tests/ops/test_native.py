@@ -255,6 +255,7 @@ def fake_nvcc(path: Path, version: str) -> None:
 def test_nvcc_of_the_pip_packages_is_found(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("PATH", str(fresh))
     sysconfig.get_config_vars()  # imports a module, once
     monkeypatch.setattr(sys, "path", [str(fresh)])
@@ -264,7 +265,6 @@ def test_nvcc_of_the_pip_packages_is_found(fresh: Path, monkeypatch: pytest.Monk
     runtime.parent.mkdir()
     runtime.touch()
     assert compilers.find_nvcc() == nvcc
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
     # A PyTorch for CUDA has loaded a runtime already, which would be taken.
     monkeypatch.setattr(compilers, "_loaded_files", list)
     assert compilers._find_cudart(nvcc) == runtime
