@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from ddfup.batch.journal import STATE_DIR
+from ddfup.batch.journal import NO_LINK, STATE_DIR
 from ddfup.errors import OutputError
 
 _MARKING = 1 << 61  # byte of the lock file that is locked while its mark is made
@@ -76,7 +76,7 @@ class FolderClaims:
         self.works = True
         try:
             folder.mkdir(exist_ok=True)
-            self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            self._handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         except OSError as error:
             raise OutputError(
                 f"{folder}: must be writable; got {error.strerror or error}", "choose another output folder"

@@ -24,7 +24,8 @@ from ddfup.batch.remote import Location, RemotePath
 from ddfup.errors import DDFUpError, OutputError
 
 STATE_DIR = ".ddfup"
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows has none
+# State is not written through links, which would lead out of the output folder. Windows cannot refuse them.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # A disk that is full, over quota or read-only will be so for the next pair, too.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -177,8 +178,7 @@ class FolderJournal(Journal):
         # The leading line break ends a torn line that a killed writer may have left.
         data = b"\n" + _line(entry)
         try:
-            # A link would lead the journal out of the output folder.
-            handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o666)
+            handle = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
             try:
                 written = os.write(handle, data)
                 if written < len(data):

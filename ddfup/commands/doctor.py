@@ -15,7 +15,7 @@ from ddfup.options import (
     QuietOption,
     VerboseOption,
 )
-from ddfup.terminal import Terminal, one_line
+from ddfup.terminal import Terminal, one_line, say
 
 
 def doctor(
@@ -57,18 +57,18 @@ def doctor(
     except DDFUpError as error:
         facts["models"], problem = [], error
     if as_json:
-        typer.echo(json.dumps(facts | {"kernels": dataclasses.asdict(status)}, default=str))
+        say(json.dumps(facts | {"kernels": dataclasses.asdict(status)}, default=str))
     else:
         for name, value in facts.items():
-            typer.echo(f"{name:<10} {(', '.join(value) or 'none') if isinstance(value, list) else value}")
-        typer.echo(f"{'kernels':<10} DDFUP_KERNELS={status.mode}, cache {status.cache}")
+            say(f"{name:<10} {(', '.join(value) or 'none') if isinstance(value, list) else value}")
+        say(f"{'kernels':<10} DDFUP_KERNELS={status.mode}, cache {status.cache}")
         for kernels in (status.cpu, status.cuda):
             state = "native" if kernels.available else "PyTorch"
-            typer.echo(f"  {kernels.device:<8} {state}: {one_line(kernels.reason)}")
+            say(f"  {kernels.device:<8} {state}: {one_line(kernels.reason)}")
             if verbose:
-                typer.echo(f"{'':<10} library {kernels.library}, compiler {kernels.compiler}")
+                say(f"{'':<10} library {kernels.library}, compiler {kernels.compiler}")
             if kernels.hint:
-                typer.echo(f"{'':<10} hint: {one_line(kernels.hint)}")
+                say(f"{'':<10} hint: {one_line(kernels.hint)}")
     if build and status.mode != "torch" and not status.cpu.loaded:
         problem = KernelBuildError(status.cpu.reason, status.cpu.hint)
     if problem is not None:

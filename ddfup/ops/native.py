@@ -8,20 +8,16 @@ native). ``DDFUP_CACHE_DIR`` moves the cache; where it cannot be written its lib
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import logging
 import os
 import platform
-import re
 import shutil
-import stat
 import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +26,7 @@ from typing import Literal, get_args
 import torch
 
 from ddfup.errors import ArgumentError, KernelBuildError
+from ddfup.ops.cache import cache_dir, is_readable, library_folders, remove_stale, remove_unused
 from ddfup.ops.compilers import (
     ARCH_LIST,
     BUILD_SECONDS,
@@ -54,10 +51,6 @@ _log = logging.getLogger("ddfup")
 _lock = threading.RLock()
 # What of csrc shapes the library of each kind of device.
 _SOURCES = {"cpu": ("ddf.h", "ddf_torch.h", "ddf_cpu*"), "cuda": ("ddf.h", "ddf_torch.h", "*.cuh", "ddf_cuda*")}
-_STALE_SECONDS = 24 * 3600
-# After this time without use a library is taken for one of a version, or a processor, that is no more.
-_UNUSED_SECONDS = 90 * 24 * 3600
-_OURS = re.compile(r"ddf_(cpu|cuda)-[0-9a-f]{32}\.(so|dll|lock)")
 
 
 def _renew_lock() -> None:
@@ -230,83 +223,6 @@ def status() -> Status:
     return Status(mode(), cache_dir(), _describe("cpu"), _describe("cuda"))
 
 
-def cache_dir() -> Path:
-    """Return the folder that libraries are built into, created if need be.
-
-    It is the first that can be written of: DDFUP_CACHE_DIR, if that is set; the user's cache; a folder of this user
-    under the system's temporary one; a temporary folder of this process.
-    """
-    return list(_folders())[-1]
-
-
-def _folders() -> Iterator[Path]:
-    """Yield the folders that libraries are looked for in, up to the first where one could be built.
-
-    One that can only be read may well hold libraries, of the maker of a container image or of another node.
-    """
-    chosen = os.environ.get("DDFUP_CACHE_DIR")
-    if chosen:
-        named = Path(chosen).expanduser().absolute()
-        yield named
-        # Others may be meant to read it.
-        if _is_writable(named, 0o777):
-            return
-    import platformdirs
-
-    default = Path(platformdirs.user_cache_dir("ddfup", appauthor=False))
-    # It is below the current folder, which may be anybody's, for a user without a home.
-    if default.is_absolute():
-        yield default
-        if _is_writable(default, 0o700):
-            return
-    owner = os.getuid() if hasattr(os, "getuid") else "user"
-    shared = Path(tempfile.gettempdir()) / f"ddfup-{owner}"
-    if _is_writable(shared, 0o700) and _is_private(shared):
-        yield shared
-    else:
-        yield _process_dir()
-
-
-_private_folder: list[Path] = []
-
-
-def _process_dir() -> Path:
-    """Return a temporary folder that only this process uses."""
-    if not _private_folder:
-        _private_folder.append(Path(tempfile.mkdtemp(prefix="ddfup-")))
-        atexit.register(_remove, _private_folder[0], os.getpid())
-    return _private_folder[0]
-
-
-def _remove(folder: Path, process: int) -> None:
-    # A process forked since would take it from its parent.
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_writable(folder: Path, permissions: int) -> bool:
-    """Tell whether files can be made in a folder, which is created with those permissions if need be."""
-    try:
-        folder.mkdir(mode=permissions, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _is_private(folder: Path) -> bool:
-    """Tell whether nobody else could have put a library there for us to run."""
-    if not hasattr(os, "getuid"):
-        return True
-    found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
-
-
-def _is_readable(library: Path) -> bool:
-    # In this order: it is an error to ask what a file is in a folder that may not be entered.
-    return os.access(library, os.R_OK) and library.is_file()
-
-
 def _load_library(device: str, *, rebuild: bool = False) -> None:
     """Load the library of a device, building it if absent or unreadable.
 
@@ -318,7 +234,7 @@ def _load_library(device: str, *, rebuild: bool = False) -> None:
     refused = []
     library = Path()
     for library in _places(device):
-        if rebuild or not _is_readable(library):
+        if rebuild or not is_readable(library):
             continue
         try:
             torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
@@ -349,7 +265,7 @@ def _provide_library(device: str, *, rebuild: bool) -> None:
         BuildFailure: If that is impossible.
     """
     library = _library_path(device)
-    if rebuild or not _is_readable(library):
+    if rebuild or not is_readable(library):
         _build_library(device, cache_dir() / library.name, rebuild=rebuild)
 
 
@@ -357,7 +273,7 @@ def _library_path(device: str) -> Path:
     """Return where the library lies or will lie."""
     library = Path()
     for library in _places(device):
-        if _is_readable(library):
+        if is_readable(library):
             break
     return library
 
@@ -365,7 +281,7 @@ def _library_path(device: str) -> Path:
 def _places(device: str) -> Iterator[Path]:
     """Yield where the library may lie, and last where it can be built."""
     name = _library_name(device)
-    return (folder / name for folder in _folders())
+    return (folder / name for folder in library_folders())
 
 
 def _library_name(device: str) -> str:
@@ -409,14 +325,14 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
     import filelock
 
     cache = library.parent
-    _remove_stale(cache)
+    remove_stale(cache)
     lock = filelock.FileLock(cache / f"{library.stem}.lock", timeout=BUILD_SECONDS)
     try:
         lock.acquire()
     except (filelock.Timeout, OSError, NotImplementedError):
         _log.debug("building %s without a lock", library)
     try:
-        if _is_readable(library) and not rebuild:
+        if is_readable(library) and not rebuild:
             return
         try:
             folder = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
@@ -433,35 +349,13 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
                 compile_cuda(built)
             built.replace(library)
             with contextlib.suppress(OSError):
-                _remove_unused(cache, library)
+                remove_unused(cache, library)
         except OSError as error:
             raise BuildFailure(f"the build in {cache} failed: {error}", "check free space and permissions") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
-
-
-def _remove_stale(cache: Path) -> None:
-    """Delete the folders of builds that were killed long ago."""
-    for folder in cache.glob("build-*"):
-        try:
-            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue  # another process was faster
-
-
-def _remove_unused(cache: Path, library: Path) -> None:
-    """Delete the libraries, and locks, that have not been used for long, except the one just built."""
-    for file in cache.glob("ddf_*"):
-        try:
-            found = file.stat()
-            unused = time.time() - max(found.st_atime, found.st_mtime) > _UNUSED_SECONDS
-            if unused and _OURS.fullmatch(file.name) and file.stem != library.stem:
-                file.unlink()
-        except OSError:
-            continue  # another process was faster, or it is in use
 
 
 def _describe(device: str) -> KernelStatus:
@@ -490,7 +384,7 @@ def _describe(device: str) -> KernelStatus:
         except BuildFailure as failure:
             reason, hint = failure.message, failure.hint
         else:
-            library = place if _is_readable(place) else None
+            library = place if is_readable(place) else None
             if device == "cuda" and not torch.cuda.is_available():
                 reason = "PyTorch finds no CUDA device" + (f"; built for {ARCH_LIST}" if library else "")
             elif library:

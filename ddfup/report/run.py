@@ -161,25 +161,18 @@ def _settings(samples: Sequence[Sample], options: Options) -> dict[str, object]:
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """Make the output's folder and a temporary one in it; leave nothing over of what is not needed."""
-    made: list[Path] = []
-    for place in (*reversed(out.parents), out):
-        if not place.is_dir():
-            made.append(place)
     temporary = out / f".ddfup-{secrets.token_hex(8)}.tmp"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"{out}: must be a writable folder; got {error.strerror or error}", "choose another place with -o"
-        ) from error
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for place in reversed(made):
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
+    with writing.output_folder(out):
+        try:
+            temporary.mkdir()
+        except OSError as error:
+            raise OutputError(
+                f"{out}: must be a writable folder; got {error.strerror or error}", "choose another place with -o"
+            ) from error
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

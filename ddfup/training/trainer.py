@@ -6,19 +6,15 @@ configuration, which must stay; batches depend on the step number alone, so that
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import secrets
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -33,22 +29,14 @@ from ddfup.degrade import degrade
 from ddfup.devices import find_device
 from ddfup.errors import ArgumentError, DDFUpError, InputError, OutputError, WeightsError
 from ddfup.metrics import rmse
-from ddfup.training.config import OptimizationSection, TrainingConfig
+from ddfup.training import checkpoint
+from ddfup.training.config import TrainingConfig
 from ddfup.training.data import Batch, ErrorsAsValues, Frame, StepBatches, batch_of, load_frames, tuning_pairs
+from ddfup.training.optimization import UNIT, learning_rate, loss_function, squared_weight, take_step
 
-# Deviations of depth up to which the second term of the loss is squared.
-_HUBER = 0.5
-# Error is counted in hundredths of the image's deviation: with plain metres the gradients sink below Adam's epsilon.
-_UNIT = 100.0
-# The error of interpolation grows about with this power of the ratio (NYU: 3.4, 5.6 and 9.4 cm at 4, 8 and 16).
-_ERROR_GROWTH = 0.7
 # Protocol of the field for NYU: a border of 6 pixels is left out.
 _TUNE_BORDER = 6
 _TUNE_FACTORS = (4, 8, 16)
-# What a resumed run may change: nothing of it reaches the weights.
-_FREE_KEYS = frozenset(
-    {"model.description", "data.tune_frames", "optimization.checkpoint_minutes", "optimization.tune_every"}
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,65 +59,6 @@ class Progress:
     def loss(self) -> float:
         """Running mean of the loss; whoever reads it waits for the GPU."""
         return float(self.mean_loss)
-
-
-def loss_function(
-    prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float, weight: Tensor | None = None
-) -> Tensor:
-    """Mean over measured pixels of the absolute plus a weighted Huber error, in hundredths of ``std``.
-
-    The field reports RMSE, which large errors at depth edges rule; the absolute error alone under-rates them.
-
-    Args:
-        prediction: (N, 1, H, W).
-        target: (N, 1, H, W), 0 = no measurement.
-        std: (N, 1, 1, 1), unit of the error.
-        ratio: High-resolution over low-resolution length.
-        squared: Weight of the Huber error.
-        weight: (N, 1, 1, 1) of the samples; None: all 1.
-    """
-    valid = target > 0
-    error = (torch.where(valid, prediction - target, 0) / std).abs()
-    # Linear beyond half a deviation: a few far outliers (sky beside a roof) must not rule a step.
-    huber = torch.where(error < _HUBER, error.square(), _HUBER * (2 * error - _HUBER))
-    # Steps of all ratios weigh alike.
-    scale = _UNIT * (4 / ratio) ** _ERROR_GROWTH
-    total = error + squared * huber
-    if weight is not None:
-        total = total * weight
-    loss: Tensor = scale * total.sum() / valid.sum().clamp(min=1)
-    return loss
-
-
-def learning_rate(step: int, section: OptimizationSection) -> float:
-    """Linear warm-up, then cosine to a thousandth of the peak at the last step."""
-    if step < section.warmup:
-        return section.learning_rate * (step + 1) / section.warmup
-    done = (step - section.warmup) / max(1, section.steps - section.warmup)
-    return section.learning_rate * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def squared_weight(step: int, section: OptimizationSection) -> float:
-    """Weight of the squared error: constant, then linear to its end value over the last quarter."""
-    done = max(0.0, (step / section.steps - 0.75) * 4)
-    return section.squared + (section.squared_end - section.squared) * done
-
-
-def take_step(optimizer: torch.optim.AdamW, norm: Tensor) -> None:
-    """Change the weights, unless the gradient is broken (one bad sample under autocast), which would poison them.
-
-    A fused optimiser decides on the GPU: the CPU, which would have to wait for the norm, prepares the next step.
-
-    Args:
-        optimizer: Whose weights have gradients.
-        norm: () of the gradient.
-    """
-    if optimizer.defaults["fused"]:
-        # The way in which torch.amp.GradScaler tells it to leave a step out.
-        optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
-        optimizer.step()
-    elif bool(norm.isfinite()):
-        optimizer.step()
 
 
 def tuning_error(network: nn.Module, frames: list[Frame], device: torch.device) -> dict[str, float]:
@@ -217,7 +146,7 @@ class Trainer:
             torch.cuda.set_device(self.device)
         data, optimization = config.data, config.optimization
         # Before the data, which may take minutes.
-        saved = self._read_checkpoint() if resume else None
+        saved = checkpoint.read(self.checkpoint, self.device, config, self.world) if resume else None
         torch.manual_seed(optimization.seed)
         network = models.build(config.model.architecture, config.model.config)
         if init is not None:
@@ -377,7 +306,7 @@ class Trainer:
         loss = loss_function(prediction.float(), batch.target, batch.std, batch.ratio, squared, batch.weight)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip * _UNIT)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip * UNIT)
         value = loss.detach().double()
         mean = torch.where(self._loss.isnan(), value, 0.99 * self._loss + 0.01 * value)
         self._whole = False
@@ -423,14 +352,9 @@ class Trainer:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        temporary = self.out / f".{self.checkpoint.name}.{secrets.token_hex(8)}.tmp"
         model = self.config.model
+        checkpoint.write(self.checkpoint, state)
         try:
-            torch.save(state, temporary)
-            # Or a power failure after the renaming may leave an empty file.
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.checkpoint)
             models.save_weights(
                 self.weights,
                 self.averaged,
@@ -438,33 +362,13 @@ class Trainer:
                 name=model.name,
                 description=model.description,
             )
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             if _is_loaders_end(error):
                 raise
-            # torch.save reports a full disk as a RuntimeError.
-            raise OutputError(f"{self.out}: the checkpoint cannot be written ({error})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _read_checkpoint(self) -> dict[str, Any]:
-        """Read the checkpoint and refuse that of a run with another configuration."""
-        with self._resuming():
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            # Old checkpoints do not tell.
-            differences: list[tuple[str, Any, Any]] = []
-            if "config" in state:
-                differences += _differences(state["config"], self.config)
-                differences += _differences(state["processes"], self.world, "processes")
-        for key, old, new in differences:
-            if key not in _FREE_KEYS:
-                raise InputError(
-                    f"{self.checkpoint}: cannot be resumed: {key} must be {old!r} as when the run began; got {new!r}",
-                    "resume with the old value, or begin a run with another --out, from these weights with --init",
-                )
-        return state
+            raise OutputError(f"{self.weights}: cannot be written ({error})") from error
 
     def _restore(self, state: dict[str, Any]) -> None:
-        with self._resuming():
+        with checkpoint.naming_damage(self.checkpoint):
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
             for group in state["optimizer"]["param_groups"]:
@@ -473,50 +377,6 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.tune = state["step"], state["tune"]
             self._loss = torch.full_like(self._loss, state["loss"])
-
-    @contextlib.contextmanager
-    def _resuming(self) -> Iterator[None]:
-        """Tell of whatever is wrong with the checkpoint as a fault of the file."""
-        try:
-            yield
-        except (
-            OSError,
-            EOFError,
-            RuntimeError,
-            LookupError,
-            TypeError,
-            ValueError,
-            UnpicklingError,
-        ) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"{self.checkpoint}: cannot be resumed: {first}",
-                "the file is damaged, or belongs to another configuration",
-            ) from error
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield what differs between a configuration as a checkpoint holds it and one of now.
-
-    Options that only one of them has are not compared: a run goes on after an update of ddfup.
-
-    Yields:
-        Key, old and new value.
-    """
-    parts: list[tuple[str, Any, Any]]
-    if dataclasses.is_dataclass(new) and isinstance(old, Mapping):
-        names = [field.name for field in dataclasses.fields(new) if field.name in old]
-        parts = [(f"{key}.{name}".lstrip("."), old[name], getattr(new, name)) for name in names]
-    elif isinstance(new, Mapping) and isinstance(old, Mapping):
-        parts = [(f"{key}.{name}", old.get(name), new.get(name)) for name in {**old, **new}]
-    elif isinstance(new, list | tuple) and isinstance(old, list | tuple):
-        parts = [(f"{key}[{index}]", *pair) for index, pair in enumerate(zip_longest(old, new))]
-    else:
-        if old != new:
-            yield key, old, new
-        return
-    for name, before, now in parts:
-        yield from _differences(before, now, name)
 
 
 def _start_from(name_or_path: str, network: nn.Module, config: TrainingConfig) -> None:

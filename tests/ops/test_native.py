@@ -18,7 +18,7 @@ import torch
 from ddfup._resources import resource_dir
 from ddfup.errors import ArgumentError, KernelBuildError
 from ddfup.inference import Upsampler
-from ddfup.ops import compilers, native
+from ddfup.ops import cache, compilers, native
 
 ROOT = resource_dir("csrc").parent
 # Runs the op twice, so that a second try to build would show.
@@ -422,7 +422,7 @@ def test_a_library_in_a_folder_that_can_only_be_read_is_used(fresh: Path, monkey
     # What has to be built goes to the user's cache, which nobody else may read, and is found there.
     monkeypatch.setattr(native, "instruction_set", lambda: "abacus")
     native._loaded.clear()
-    assert native.cache_dir() == own and stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert cache.cache_dir() == own and stat.S_IMODE(own.stat().st_mode) == 0o700
     for _ in range(2):
         native._loaded.clear()
         cpu = native.build().cpu
@@ -433,8 +433,8 @@ def test_a_library_in_a_folder_that_can_only_be_read_is_used(fresh: Path, monkey
 def make_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.chmod(0o555)
     if os.access(folder, os.W_OK):  # root may write everywhere
-        ask = native._is_writable
-        monkeypatch.setattr(native, "_is_writable", lambda asked, *mode: asked != folder and ask(asked, *mode))
+        ask = cache._is_writable
+        monkeypatch.setattr(cache, "_is_writable", lambda asked, *mode: asked != folder and ask(asked, *mode))
 
 
 def test_a_damaged_library_that_cannot_be_replaced_is_built_once_elsewhere(
@@ -465,9 +465,9 @@ def test_nothing_is_taken_from_folders_that_others_can_write(fresh: Path, monkey
     monkeypatch.chdir(fresh)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name, appauthor: "~/.cache/ddfup")
     monkeypatch.setattr("tempfile.tempdir", str(fresh))
-    monkeypatch.setattr(native, "_private_folder", [])
+    monkeypatch.setattr(cache, "_private_folder", [])
     temporary = fresh / f"ddfup-{os.getuid()}"
-    assert native.cache_dir() == temporary
+    assert cache.cache_dir() == temporary
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
     planted = native._library_path("cpu")
     planted.touch()
@@ -487,7 +487,7 @@ def test_which_kernels_served_is_told_without_a_look_at_files_or_gpus(
 
     for place, name in (
         (native, "status"),
-        (native, "_folders"),
+        (native, "library_folders"),
         (native, "_library_path"),
         (torch.cuda, "_lazy_init"),
     ):
@@ -575,11 +575,11 @@ def test_old_build_folders_are_swept_and_young_ones_left(fresh: Path) -> None:
     for name, age in (("build-old", 2 * 24 * 3600), ("build-young", 60)):
         (fresh / name).mkdir()
         os.utime(fresh / name, (time.time() - age,) * 2)
-    native._remove_stale(fresh)
+    cache.remove_stale(fresh)
     assert [folder.name for folder in fresh.glob("build-*")] == ["build-young"]
 
 
 def test_a_folder_others_can_write_is_no_cache(tmp_path: Path) -> None:
-    assert native._is_private(tmp_path)
+    assert cache._is_private(tmp_path)
     tmp_path.chmod(0o777)
-    assert not native._is_private(tmp_path)
+    assert not cache._is_private(tmp_path)

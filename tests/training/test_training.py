@@ -25,7 +25,8 @@ from ddfup.errors import ArgumentError, InputError, OutputError, PairingError, W
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
 from ddfup.training.data import Frame, StepBatches, detail_of, load_frames, tuning_pairs
-from ddfup.training.trainer import Trainer, learning_rate, loss_function, squared_weight, take_step, tuning_error
+from ddfup.training.optimization import learning_rate, loss_function, squared_weight, take_step
+from ddfup.training.trainer import Trainer, tuning_error
 
 
 @pytest.fixture(scope="module")
@@ -599,13 +600,13 @@ def test_a_damaged_checkpoint_is_named(root, config, tmp_path, finished, damage)
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_no_rest(root, config, tmp_path, monkeypatch):
-    def full(state, path):
-        Path(path).write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+    def full(handle):
+        raise OSError(28, "No space left on device")
 
     run = Trainer(config(), root, tmp_path / "run", workers=0)
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match="run: the checkpoint cannot be written"):
+    monkeypatch.setattr(os, "fsync", full)
+    message = r"run/checkpoint\.pt: must be writable \([0-9]+ bytes\); got No space left on device"
+    with pytest.raises(OutputError, match=message):
         run.run(max_minutes=0)
     assert not list((tmp_path / "run").iterdir())
 
