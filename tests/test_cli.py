@@ -20,6 +20,7 @@ from PIL import Image
 import ddfup
 from ddfup import cli, inference, models, options, pair
 from ddfup.errors import DeviceError, OutputError
+from ddfup.ops import compilers, native
 
 CHECKOUT = Path(ddfup.__file__).resolve().parent.parent
 KEYS = [
@@ -659,6 +660,25 @@ def test_doctor_says_when_a_build_fails(run, weights, monkeypatch, tmp_path):
     done = shell("doctor", "--build", env=environment)
     assert done.returncode == 1 and done.stderr.startswith(b"error: "), done.stderr
     assert b"PyTorch: " in done.stdout
+
+
+def test_doctor_says_when_the_build_for_other_gpus_fails(run, weights, monkeypatch):
+    (weights / "bad.safetensors").unlink()
+    monkeypatch.delenv("DDFUP_KERNELS", raising=False)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+
+    def refuse(target):
+        raise compilers.BuildFailure("nvcc refuses", "ask it why")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(native, "_failed", {})
+    monkeypatch.setattr(native, "_load_library", lambda device, rebuild: None)
+    monkeypatch.setattr(native, "_provide_library", lambda device, rebuild: refuse(device))
+    code, out, err = run("doctor", "--build")
+    assert (code, err) == (1, "error: cuda: nvcc refuses\nhint: ask it why\n")
+    assert "PyTorch: nvcc refuses" in out
+    code, out, _ = run("doctor", "--json")
+    assert code == 0 and json.loads(out)["kernels"]["cuda"]["failed"] is True
 
 
 def test_demo(tmp_path, fake, run, monkeypatch):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +12,9 @@ from ddfup.benchmark.measures import describe_measures
 from ddfup.benchmark.protocols import PROTOCOLS, Setup
 from ddfup.benchmark.run import Record
 from ddfup.metrics import Metric, mean_figures
+from ddfup.tables import csv_bytes
 
 _WIDTH = 80
-# What a spreadsheet would take for a formula at the beginning of a cell.
-_FORMULA = re.compile(r"[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -215,33 +211,17 @@ def to_json(records: Sequence[Record], setup: Setup, details: dict[str, Any]) ->
 
 def images_csv(records: Sequence[Record], setup: Setup) -> bytes:
     """Encode one line per image, degradation, factor and method."""
-    return _csv(
-        ["image", "degradation", "factor", "method", *describe_measures(setup.thresholds)],
-        ([r.image, r.degradation, f"{r.factor:g}", r.method, *_finite(r.figures).values()] for r in records),
-    )
+    head = ["image", "degradation", "factor", "method", *describe_measures(setup.thresholds)]
+    rows = ([r.image, r.degradation, f"{r.factor:g}", r.method, *r.figures.values()] for r in records)
+    return csv_bytes([head, *rows])
 
 
 def means_csv(records: Sequence[Record], setup: Setup) -> bytes:
     """Encode one line per degradation, factor and method: means over images."""
-    return _csv(
-        ["degradation", "factor", "method", "images", *describe_measures(setup.thresholds)],
-        ([c.degradation, f"{c.factor:g}", c.method, c.images, *_finite(c.figures).values()] for c in means(records)),
-    )
+    head = ["degradation", "factor", "method", "images", *describe_measures(setup.thresholds)]
+    rows = ([c.degradation, f"{c.factor:g}", c.method, c.images, *c.figures.values()] for c in means(records))
+    return csv_bytes([head, *rows])
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(head)
-    for row in rows:
-        writer.writerow([_harmless(cell) if isinstance(cell, str) else cell for cell in row])
-    return stream.getvalue().encode("utf-8", "backslashreplace")
-
-
-def _harmless(text: str) -> str:
-    """Keep spreadsheets from running a file's name as a formula."""
-    return f"'{text}" if _FORMULA.match(text) else text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -38,6 +37,7 @@ from ddfup.options import (
     VerboseOption,
     one_of,
 )
+from ddfup.signals import handled
 from ddfup.terminal import Terminal, data_only, print_json
 
 if TYPE_CHECKING:
@@ -324,16 +324,13 @@ def _stopping(work: Engine) -> Iterator[list[int]]:
             # Nothing is half done yet, and loading may take long.
             raise SystemExit(128 + signum)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    except BaseException:
-        if len(caught) > 1:  # whatever became of it on the way
-            _leave(128 + caught[-1])
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(stop):
+        try:
+            yield caught
+        except BaseException:
+            if len(caught) > 1:  # whatever became of it on the way
+                _leave(128 + caught[-1])
+            raise
 
 
 def _leave(code: int) -> NoReturn:

@@ -69,7 +69,10 @@ def doctor(
                 say(f"{'':<10} library {kernels.library}, compiler {kernels.compiler}")
             if kernels.hint:
                 say(f"{'':<10} hint: {one_line(kernels.hint)}")
-    if build and status.mode != "torch" and not status.cpu.loaded:
-        problem = KernelBuildError(status.cpu.reason, status.cpu.hint)
+    if build and status.mode != "torch":
+        for kernels in (status.cpu, status.cuda):
+            if kernels.failed:
+                problem = KernelBuildError(f"{kernels.device}: {kernels.reason}", kernels.hint)
+                break
     if problem is not None:
         raise problem

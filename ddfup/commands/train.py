@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import typer
 
 from ddfup.configs import bundled_configs
 from ddfup.options import DebugOption, DeviceOption, JsonOption, QuietOption, VerboseOption
+from ddfup.signals import handled
 from ddfup.terminal import Terminal, reported
 
 if TYPE_CHECKING:
@@ -152,13 +152,5 @@ def _stopping(trainer: Trainer) -> Iterator[list[int]]:
         trainer.stop()
         restore()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    try:
+    with handled(stop) as restore:
         yield caught
-    finally:
-        restore()

@@ -71,6 +71,7 @@ class KernelStatus:
         device: ``cpu`` or ``cuda``.
         available: Whether a native library is loaded, or lies built in the cache.
         loaded: Whether this process runs the native kernels.
+        failed: Whether the last attempt of this process to build or load them failed.
         library: The library, once it is built.
         compiler: The compiler that builds or would build it, if one is found.
         reason: One sentence: why it is as it is.
@@ -80,6 +81,7 @@ class KernelStatus:
     device: str
     available: bool
     loaded: bool
+    failed: bool
     library: Path | None
     compiler: str | None
     reason: str
@@ -396,4 +398,13 @@ def _describe(device: str) -> KernelStatus:
                     "not built yet; the first use builds them",
                     "run `ddfup doctor --build` to do it now",
                 )
-    return KernelStatus(device, library is not None, device in _loaded, library, compiler, reason, hint)
+    return KernelStatus(
+        device=device,
+        available=library is not None,
+        loaded=device in _loaded,
+        failed=device in _failed,
+        library=library,
+        compiler=compiler,
+        reason=reason,
+        hint=hint,
+    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ddfup.report.page import render_batch
-from ddfup.report.results import csv_bytes, safe_cell
+from ddfup.tables import csv_bytes
 
 BATCH_FILES = ("batch.html", "batch.csv")
 _COLUMNS = (
@@ -45,10 +44,4 @@ def is_batch_report(name: str, data: bytes) -> bool:
 
 
 def _encode_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
-    return csv_bytes([_COLUMNS, *([_cell(record[name]) for name in _COLUMNS] for record in records)])
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else ""
-    return "" if value is None else str(value) if isinstance(value, int) else safe_cell(str(value))
+    return csv_bytes([_COLUMNS, *([record[name] for name in _COLUMNS] for record in records)])

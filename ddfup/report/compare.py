@@ -14,7 +14,8 @@ from ddfup import writing
 from ddfup.errors import InputError, OutputError, PairingError
 from ddfup.metrics import Metric
 from ddfup.report.page import render_comparison
-from ddfup.report.results import Report, csv_bytes, printable, safe_cell
+from ddfup.report.results import Report
+from ddfup.tables import csv_bytes, printable
 
 COMPARISON_FILES = ("compare.html", "compare.json", "compare.csv")
 _CONFIDENCE = 0.95
@@ -151,10 +152,10 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         OutputError: If they cannot be written.
     """
     names = list(comparison.lines)
-    table: list[Sequence[str]] = [["name", *(f"{name} B-A" for name in names)]]
+    table: list[Sequence[object]] = [["name", *(f"{name} B-A" for name in names)]]
     for image in comparison.images:
         values = (comparison.lines[name].differences.get(image) for name in names)
-        table.append([safe_cell(image), *("" if value is None else repr(value) for value in values)])
+        table.append([image, *values])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,8 @@ from ddfup.metrics import Metric
 from ddfup.preview import depth_scale, error_scale
 from ddfup.report import charts
 from ddfup.report.pictures import Pictures, Shown, stops
-from ddfup.report.results import Report, Row, printable, summarise
+from ddfup.report.results import Report, Row, summarise
+from ddfup.tables import printable
 
 if TYPE_CHECKING:
     from ddfup.report.compare import Comparison

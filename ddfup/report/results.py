@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 
 from ddfup.errors import InputError
 from ddfup.metrics import Metric
+from ddfup.tables import csv_bytes
 
 _FORMAT = "ddfup-metrics"
 _VERSION = 1
@@ -136,38 +135,11 @@ def encode_json(report: Report) -> bytes:
 def encode_csv(report: Report) -> bytes:
     """Return metrics.csv: one line per image; empty cells where not defined."""
     names = list(report.metrics)
-    lines = [["name", "status", "error", "width", "height", *names]]
+    lines: list[Sequence[object]] = [["name", "status", "error", "width", "height", *names]]
     for row in report.rows:
-        figures = (row.figures.get(name, math.nan) for name in names)
-        size = ["" if side is None else str(side) for side in (row.width, row.height)]
-        lines.append(
-            [
-                safe_cell(row.name),
-                row.status,
-                safe_cell(row.error or ""),
-                *size,
-                *(repr(value) if math.isfinite(value) else "" for value in figures),
-            ]
-        )
+        figures = (row.figures.get(name) for name in names)
+        lines.append([row.name, row.status, row.error, row.width, row.height, *figures])
     return csv_bytes(lines)
-
-
-def csv_bytes(lines: Sequence[Sequence[str]]) -> bytes:
-    """Return the UTF-8 bytes of a CSV file."""
-    stream = io.StringIO(newline="")
-    csv.writer(stream, lineterminator="\n").writerows(lines)
-    return stream.getvalue().encode()
-
-
-def safe_cell(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula."""
-    text = printable(text)
-    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@", "|", "%") else text
-
-
-def printable(text: str) -> str:
-    """Escape what is not printable: line breaks, direction marks, bytes that are no UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_report(path: Path) -> Report:

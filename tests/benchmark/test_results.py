@@ -95,10 +95,14 @@ def test_files_hold_everything():
     assert (line["method"], line["factor"], line["images"], line["rmse"]) == ("bicubic", "4", "2", "1.0")
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx"])
-def test_no_formulas_in_csv(name):
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [(name, f"'{name}") for name in ("=1+1", "+1", "-1", "@SUM(A1)", " =1", "%x")]
+    + [("\t=1", r"\t=1"), ("a=1", "a=1")],
+)
+def test_no_formulas_in_csv(name, cell):
     lines = list(csv.reader(io.StringIO(results.images_csv([record(name, name)], setup()).decode())))
-    assert lines[1][0] == lines[1][3] == f"'{name}"
+    assert lines[1][0] == lines[1][3] == cell
 
 
 def test_names_that_are_no_unicode():
