@@ -65,6 +65,25 @@ def test_guides_of_every_type_mean_the_same(weights):
     np.testing.assert_allclose(upsampler(depth, bright), on_cpu, atol=1e-4 * np.ptp(depth))
 
 
+@pytest.mark.parametrize("tile", ["none", 256])
+def test_tensors_stay_on_the_gpu(weights, monkeypatch, tile):
+    upsampler = Upsampler(weights, device="cuda", tile=tile)
+    depth, guide = scene((50, 75), (400, 601))
+    depth[3:6, 4:9] = 0
+    expected = upsampler(depth, guide)
+    given, picture = torch.from_numpy(depth).cuda(), torch.from_numpy(guide).cuda()
+
+    def refuse(tensor):
+        raise AssertionError("a tensor left the GPU")
+
+    monkeypatch.setattr(torch.Tensor, "cpu", refuse)
+    monkeypatch.setattr(torch.Tensor, "numpy", refuse)
+    result = upsampler(given, picture)
+    monkeypatch.undo()
+    assert result.device == given.device
+    np.testing.assert_allclose(result.cpu().numpy(), expected, atol=1e-4 * np.ptp(depth))
+
+
 @pytest.mark.parametrize(("low", "high"), [((100, 75), (801, 601)), ((30, 24), (960, 768)), ((150, 200), (450, 600))])
 def test_tiles_give_the_whole(weights, low, high):
     depth, guide = scene(low, high)
