@@ -225,7 +225,9 @@ class StepBatches(Dataset[Batch]):
     def _sample(self, crop: int, low: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
         for _ in range(_TRIES):
             frame, window, weight = self._window(crop, rng)
-            image, depth = _cut(frame, window, crop, rng)
+            # What stereo users have: near objects stand out.
+            inverse = bool(rng.uniform() < self.section.disparity)
+            image, depth = _cut(frame, window, crop, rng, inverse=inverse)
             if (depth > 0).mean() > 0.5:
                 break
         else:
@@ -235,12 +237,10 @@ class StepBatches(Dataset[Batch]):
             )
         guide: NDArray[np.uint8] | NDArray[np.float32] = image
         reference = frame.depth[::4, ::4]
-        if rng.uniform() < self.section.disparity:
-            # A disparity of the same mean: what stereo users have, near objects stand out.
-            scale = float(np.median(reference[reference > 0])) ** 2
-            depth, reference = (
-                np.where(d > 0, scale / np.maximum(d, 1e-6), 0).astype(np.float32) for d in (depth, reference)
-            )
+        if inverse:
+            # Of about the size of the depth.
+            scale = np.float32(np.median(reference[reference > 0]) ** 2)
+            depth, reference = depth * scale, _inverse(reference) * scale
         measured = reference[reference > 0]
         std = max(float(measured.std()), 1e-3 * float(measured.mean()))
 
@@ -322,17 +322,35 @@ def _draw_window(frame: Frame, crop: int, shrink: float, rng: np.random.Generato
     return _Window(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side)
 
 
+def _inverse(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One over depth, 0 where there is no measurement."""
+    return np.where(depth > 0, 1 / np.maximum(depth, 1e-6), 0).astype(np.float32)
+
+
+def _shrunk(depth: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """A square of depth made smaller as images are: the mean of what is measured of each pixel's area, if half is.
+
+    Single pixels in the place of means would make edges that are sharper than those of any sensor or resized map, and
+    so would the results be.
+    """
+    measured = (depth > 0).astype(np.float32)
+    total, mass = (cv2.resize(a, (side, side), interpolation=cv2.INTER_AREA) for a in (depth, measured))
+    return np.where(mass >= 0.5, total / np.maximum(mass, 0.5), 0).astype(np.float32)
+
+
 def _cut(
-    frame: Frame, window: _Window, crop: int, rng: np.random.Generator
+    frame: Frame, window: _Window, crop: int, rng: np.random.Generator, *, inverse: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Cut a window, shrunk to ``crop`` pixels, flipped and turned at random."""
+    """Cut a window, its depth or 1 / depth, shrunk to ``crop`` pixels, flipped and turned at random."""
     top, left, side = window.top, window.left, window.side
     guide = frame.guide[top : top + side, left : left + side]
     depth = frame.depth[top : top + side, left : left + side]
+    if inverse:
+        # Before it is made smaller: means of disparity are not those of depth.
+        depth = _inverse(depth)
     if side != crop:
         guide = cv2.resize(guide, (crop, crop), interpolation=cv2.INTER_AREA).astype(np.uint8)
-        index = np.clip(((np.arange(crop) + 0.5) * side / crop).astype(np.intp), 0, side - 1)
-        depth = depth[np.ix_(index, index)]
+        depth = _shrunk(depth, crop)
     turns, flip = int(rng.integers(4)), bool(rng.integers(2))
     guide, depth = np.rot90(guide, turns), np.rot90(depth, turns)
     if flip:

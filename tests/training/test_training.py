@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import ddfup
 from ddfup import models
 from ddfup.configs import bundled_configs
 from ddfup.errors import ArgumentError, InputError, OutputError, PairingError, WeightsError
+from ddfup.training import data as training_data
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
 from ddfup.training.data import Frame, StepBatches, detail_of, load_frames, tuning_pairs
@@ -280,6 +282,25 @@ def test_detailed_crops_are_drawn_more_often_and_weigh_less(config):
     # Weighted, the share is what it was: the goal of learning is the same.
     assert (rough * weights).mean() == pytest.approx(share, abs=0.05)
     assert weights.mean() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_shrunk_depth_is_the_mean_of_what_is_measured(inverse):
+    """Area means over blocks, by numpy; of disparity, the mean of disparities."""
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(1, 4, (64, 64)).astype(np.float32)
+    depth[:16, :24] = 0  # wholly a hole
+    depth[33, ::2] = 0  # a quarter of each block
+    frame = Frame(np.zeros((64, 64, 3), np.uint8), depth)
+    _, cut = training_data._cut(frame, training_data._Window(0, 0, 64), 32, rng, inverse=inverse)
+    wanted = np.where(depth > 0, 1 / np.maximum(depth, 1e-3) if inverse else depth, np.nan).astype(np.float64)
+    blocks = wanted.reshape(32, 2, 32, 2).transpose(0, 2, 1, 3).reshape(32, 32, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = np.nan_to_num(np.nanmean(blocks, axis=-1))
+    assert (expected == 0).sum() == 8 * 12
+    turned = [np.rot90(flip, k) for flip in (cut, cut[:, ::-1]) for k in range(4)]
+    assert any(np.allclose(view, expected, rtol=1e-5) for view in turned)
 
 
 @pytest.mark.parametrize(("frames", "count"), [(10, 3), (3, 10), (7, 7), (5, 1)])
