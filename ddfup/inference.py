@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, overload, runtime_checkable
 
@@ -155,31 +155,27 @@ class Upsampler:
         image = inputs.Guide(guide)
         height, width = image.size
         check_sizes((low.shape[-1], low.shape[-2]), (width, height))
-        with torch.inference_mode():
-            mask = mask.to(self._device)
-            result = self._run(low.to(self._device), mask, image)
-            if not fill and not bool(mask.all()):
-                result[inputs.nearest(~mask[0, 0], image.size)] = torch.nan
-        # A tensor that is copied here is an ordinary one, with which the user may go on to train.
-        return result.to(depth.device, copy=True) if isinstance(depth, Tensor) else result.cpu().numpy()
+        with _memory_explained(self.device, image.size):
+            with torch.inference_mode():
+                result = self._run(low, mask, image)
+                if not fill and not bool(mask.all()):
+                    result[inputs.nearest(~mask[0, 0].to(self._device), image.size)] = torch.nan
+            # A tensor that is copied here is an ordinary one, with which the user may go on to train.
+            return result.to(depth.device, copy=True) if isinstance(depth, Tensor) else result.cpu().numpy()
 
     def _run(self, low: Tensor, mask: Tensor, image: inputs.Guide) -> Tensor:
         """Upsample with tiles as small as memory asks for; (H, W) on the device."""
-        height, width = image.size
-        side = self._first_tile(height, width)
+        first = side = self._first_tile(*image.size)
         while True:
             try:
-                return self._run_tiled(low, mask, image, side)
+                # The photo crosses to a GPU once, though tiles are gone through twice; if memory is short, in parts.
+                photo = image.to(self._device) if side == first else image
+                return self._run_tiled(low.to(self._device), mask.to(self._device), photo, side)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                smaller = (side if side is not None else max(height, width)) // 2
+                smaller = (side if side is not None else max(image.size)) // 2
                 can_tile = self._tile != "none" and isinstance(self._network, Tileable)
-                if not can_tile or smaller < _SMALLEST_TILE:
-                    raise DeviceError(
-                        f"{self.device}: out of memory for a guide of {width} x {height} pixels",
-                        "use smaller tiles (--tile), another device (--device cpu) or the base model",
-                    ) from error
+                if not is_out_of_memory(error) or not can_tile or smaller < _SMALLEST_TILE:
+                    raise
                 side = smaller
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -195,11 +191,13 @@ class Upsampler:
 
     def _run_tiled(self, depth: Tensor, valid: Tensor, image: inputs.Guide, side: int | None) -> Tensor:
         height, width = image.size
-        # Once, though tiles are gone through twice.
-        photo = image.to(self._device)
+
+        def part(top: int, bottom: int, left: int, right: int) -> Tensor:
+            return image.part(top, bottom, left, right, self._device)
+
         with self._autocast():
             if side is None:
-                return _result(self._network(depth, photo.part(0, height, 0, width), valid))
+                return _result(self._network(depth, part(0, height, 0, width), valid))
             network = self._network
             assert isinstance(network, Tileable)
             mean, std = (torch.full((1, 1, 1, 1), value, device=self._device) for value in image.statistics())
@@ -216,18 +214,32 @@ class Upsampler:
                 size=(height, width),
                 guide_mean=mean,
                 guide_std=std,
-                parts=((tile, photo.part(*tile.read)) for tile in grid),
+                parts=((tile, part(*tile.read)) for tile in grid),
             )
             whole = Mosaic(height, width)
             for tile in grid:
                 top, _, left, _ = tile.read
-                whole.put(tile, network.region(prepared, photo.part(*tile.read), top, left))
+                whole.put(tile, network.region(prepared, part(*tile.read), top, left))
             return _result(network.finish(prepared, whole.image))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._dtype != torch.float32:
             return torch.autocast(self._device.type, self._dtype)
         return contextlib.nullcontext() if self._device.type == "cpu" else full_float32
+
+
+@contextlib.contextmanager
+def _memory_explained(device: str, size: tuple[int, int]) -> Iterator[None]:
+    """Turn the many errors that mean too little memory into one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"{device}: out of memory for a guide of {size[1]} x {size[0]} pixels",
+            "use smaller tiles (--tile), another device (--device cpu) or the base model",
+        ) from error
 
 
 def _result(output: Tensor) -> Tensor:

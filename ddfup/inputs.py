@@ -44,14 +44,15 @@ def depth_of(depth: NDArray[np.generic] | Tensor, valid: NDArray[np.generic] | T
     else:
         if valid.shape != depth.shape:
             raise InputError(f"valid must have the shape of depth = {tuple(depth.shape)}; got {tuple(valid.shape)}")
-        mask &= _single(valid).to(low.device) != 0
+        # In its own type, of which float32 may know some values as 0.
+        mask &= (valid.detach().to(torch.bool) if isinstance(valid, Tensor) else _tensor(valid != 0)).to(low.device)
     if not bool(mask.any()):
         raise InputError("depth has no valid pixel", "all values are 0, NaN or infinite, or marked invalid (--invalid)")
     return torch.where(mask, low, 0)[None, None], mask[None, None]
 
 
 class Guide:
-    """A photo, checked, in the type and on the device that it came in.
+    """A photo, checked, on the device that it came on: whole numbers in their type, all else as float32.
 
     Args:
         image: (H, W, 3), (H, W) or, as a tensor, (3, H, W); uint8, uint16, or float in [0, 1].
@@ -90,9 +91,17 @@ class Guide:
         moved._pixels = self._pixels.to(device)
         return moved
 
-    def part(self, top: int, bottom: int, left: int, right: int) -> Tensor:
-        """A rectangle as the networks read it: (1, 3, H', W') float32 in [0, 1], channels last in memory."""
-        return _unit(self._pixels[top:bottom, left:right]).permute(2, 0, 1)[None]
+    def part(self, top: int, bottom: int, left: int, right: int, device: torch.device | None = None) -> Tensor:
+        """A rectangle as the networks read it: (1, 3, H', W') float32 in [0, 1], channels last in memory.
+
+        Args:
+            top: First row.
+            bottom: Row after the last.
+            left: First column.
+            right: Column after the last.
+            device: Where it is wanted; None: where the guide is.
+        """
+        return _unit(self._pixels[top:bottom, left:right].to(device)).permute(2, 0, 1)[None]
 
     def statistics(self) -> tuple[float, float]:
         """Mean and deviation over pixels and colours, in [0, 1]."""
@@ -132,9 +141,12 @@ def _tensor(data: NDArray[np.generic] | Tensor) -> Tensor:
     """The same numbers as a tensor, without a copy where PyTorch can do without."""
     if isinstance(data, Tensor):
         return data.detach()
-    # PyTorch knows one order of bytes, and warns of arrays that may not be written to, such as Pillow's.
+    # PyTorch knows one order of bytes, and warns of arrays that may not be written to, such as Pillow's. Both kinds are
+    # copied.
     array = data.astype(data.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(array, requirements=("C_CONTIGUOUS", "WRITEABLE")))
+    array = np.require(array, requirements=("C_CONTIGUOUS", "WRITEABLE"))
+    # An axis of one pixel counts as contiguous even if it runs backwards, which PyTorch does not take.
+    return torch.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)
 
 
 def _single(data: NDArray[np.generic] | Tensor) -> Tensor:
@@ -151,5 +163,5 @@ def _unit(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.uint16:
         # PyTorch computes little with uint16.
         pixels = pixels.view(torch.int16).int() & 0xFFFF
-    unit = pixels.float().contiguous()
+    unit = pixels.contiguous().float()
     return unit if scale is None else unit.div_(scale)

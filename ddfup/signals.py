@@ -12,22 +12,28 @@ REQUESTS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[Callable[[], None]]:
-    """Let a function handle requests to end, of which a process has but one at a time.
+def handled(handler: Callable[[int, FrameType | None], None], *, once: bool = False) -> Iterator[None]:
+    """Let a function handle requests to end while the ``with`` block runs.
 
     Args:
         handler: Called with the signal's number and the frame that it came in.
-
-    Yields:
-        What puts the handlers of before in place again, as the end of the ``with`` block does.
+        once: Whether only the first request is its; those after are for the handlers of before.
     """
-    before = {number: signal.signal(number, handler) for number in REQUESTS}
+    before = {number: signal.getsignal(number) for number in REQUESTS}
 
     def restore() -> None:
         for number, previous in before.items():
-            signal.signal(number, previous)
+            if previous is not None:  # None: set by other means than Python's, and not to be had
+                signal.signal(number, previous)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if once:
+            restore()
+        handler(signum, frame)
 
     try:
-        yield restore
+        for number in REQUESTS:
+            signal.signal(number, handle)
+        yield
     finally:
         restore()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 
 # What a spreadsheet may take for a formula at the beginning of a cell.
@@ -29,9 +30,11 @@ def printable(text: str) -> str:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float):  # or numpy's, which has a text of its own
+    if value is None:
+        return ""
+    if isinstance(value, numbers.Integral):  # Python's or numpy's
+        return str(value)
+    if isinstance(value, numbers.Real):
         return repr(float(value)) if math.isfinite(value) else ""
-    if not isinstance(value, str):
-        return "" if value is None else str(value)
-    text = printable(value)
+    text = printable(str(value))
     return f"'{text}" if text.lstrip().startswith(_FORMULA) else text

@@ -3,13 +3,13 @@
     pip install '.[render]'
     python examples/render_rooms.py datasets/rooms --count 400 --textures datasets/nyu_train/rgb --last 899
 
-Shapes and textures are in ``room_things.py``; Mitsuba traces the light. Frame ``i`` depends on ``i`` alone: what is
-there already is kept, and several processes may share a folder (``--first``). Some five seconds a frame and core with
-Mitsuba's LLVM variant, which needs the LLVM library (DRJIT_LIBLLVM_PATH says where, if it is not found).
+Shapes and textures are in ``room_things.py``; Mitsuba traces the light. Frame ``i`` depends on ``i`` and the textures
+alone: what is there already is kept, and several processes may share a folder (``--first``). Some five seconds a frame
+and core with Mitsuba's LLVM variant, which needs the LLVM library (DRJIT_LIBLLVM_PATH says where, if it is not found).
 
-Depth is what an image of depth is: the mean over a pixel's area, of depth or, in every second room or so, of its
-inverse. One exact value per pixel would be sharper than any sensor's map or resized one, and so would results be of
-networks trained on it.
+Depth is what an image of depth is: the mean over a pixel's area, of depth or, in three rooms of five, of its inverse.
+One exact value per pixel would be sharper than any sensor's map or resized one, and so would results be of networks
+trained on it.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def cloth(rng: Rng) -> Mesh:
 
 def rods(rng: Rng) -> Mesh:
     """Sticks, upright or pointing anywhere."""
-    radius = rng.uniform(0.005, 0.03)
+    radius = 0.006 * 10 ** rng.uniform()
     sticks = []
     for _ in range(rng.integers(2, 14)):
         turn = rotation(rng) if rng.uniform() < 0.5 else None
@@ -216,9 +216,23 @@ def rods(rng: Rng) -> Mesh:
     return merge(sticks)
 
 
+def brushes(rng: Rng) -> list[Mesh]:
+    """A cup with sticks that lean in all directions."""
+    cup, sticks = placed(cylinder(0.15, 0.3), to=(0, -0.35, 0)), []
+    for _ in range(rng.integers(2, 8)):
+        lean = rotation(rng, upright=True) @ np.array([rng.uniform(0, 0.35), 1, 0])
+        lean /= np.linalg.norm(lean)
+        aside = np.cross(lean, [0, 0, 1])
+        aside /= np.linalg.norm(aside)
+        turn = np.stack([aside, lean, np.cross(aside, lean)], axis=1)
+        length = rng.uniform(0.4, 1)
+        sticks.append(placed(cylinder(rng.uniform(0.01, 0.04), length, 10), turn, (0, -0.45, 0) + lean * length / 2))
+    return [cup, merge(sticks)]
+
+
 def lattice(rng: Rng) -> Mesh:
     """A fence or a window's bars."""
-    bar = rng.uniform(0.01, 0.05)
+    bar = rng.uniform(0.01, 0.08)
     upright = [placed(box(bar, 1, bar), to=(x, 0, 0)) for x in np.linspace(-0.5, 0.5, rng.integers(2, 8))]
     level = [placed(box(1, bar, bar), to=(0, y, 0)) for y in np.linspace(-0.5, 0.5, rng.integers(2, 8))]
     return merge(upright + level)
@@ -274,10 +288,10 @@ def books(rng: Rng) -> list[Mesh]:
 
 # How often each is drawn.
 _THINGS: tuple[tuple[float, Callable[[Rng], Mesh | list[Mesh]]], ...] = (
-    (3, lambda rng: box(*rng.uniform(0.15, 1, 3))),
-    (1, lambda rng: cylinder(rng.uniform(0.1, 0.5), rng.uniform(0.3, 1))),
-    *((3, plate), (2.5, stone), (2, vase), (2, ball), (1.5, cloth), (1.5, leaves), (1.5, table), (1.5, books)),
-    *((1.2, rods), (1, cone), (0.8, lattice), (0.8, mug), (0.7, ring)),
+    (2, lambda rng: box(*rng.uniform(0.15, 1, 3))),
+    (0.7, lambda rng: cylinder(rng.uniform(0.1, 0.5), rng.uniform(0.3, 1))),
+    *((3, rods), (2.5, plate), (2, leaves), (2, table), (2, brushes), (1.5, lattice), (1.5, stone), (1.5, books)),
+    *((1.2, vase), (1.2, ball), (1.2, cloth), (1, ring), (0.7, cone), (0.7, mug)),
 )
 
 
@@ -357,6 +371,10 @@ class Textures:
         photos: Image files; none: patterns only.
     """
 
+    SMALLEST, LARGEST = 40, 300
+    # Some photos have a white border.
+    BORDER = 12
+
     def __init__(self, photos: list[Path]) -> None:
         self._photos = photos
 
@@ -364,12 +382,13 @@ class Textures:
         """Return (h, w, 3) linear light in [0, 1]."""
         if not self._photos or rng.uniform() < 0.5:
             return pattern(rng)
-        photo = cv2.imread(str(self._photos[rng.integers(len(self._photos))]))
-        if photo is None:
-            raise SystemExit("the folder of --textures holds a file that is no image")
-        # Some photos have a white border.
-        photo = photo[12:-12, 12:-12, ::-1]
-        side = int(rng.integers(40, min(300, *photo.shape[:2])))
+        path = self._photos[rng.integers(len(self._photos))]
+        photo = cv2.imread(str(path))
+        least = self.SMALLEST + 2 * self.BORDER
+        if photo is None or min(photo.shape[:2]) <= least:
+            raise SystemExit(f"{path}: must be an image of more than {least} pixels a side, or not among the textures")
+        photo = photo[self.BORDER : -self.BORDER, self.BORDER : -self.BORDER, ::-1]
+        side = int(rng.integers(self.SMALLEST, min(self.LARGEST, *photo.shape[:2])))
         top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[:2])
         return (photo[top : top + side, left : left + side] / 255) ** 2.2
 

@@ -46,7 +46,7 @@ ARROWS = {
     "options": set(),
     "terminal": set(),
     "demo": {"inference", "io", "writing", "degrade", "metrics", "preview"},
-    "batch": {"", "inference", "io", "writing", "pair", "preview"},
+    "batch": {"", "inference", "io", "writing", "pair", "preview", "signals"},
     "pair": {"inference", "io", "writing", "preview", "pointcloud"},
     "pointcloud": set(),
     "info": {"io", "writing", "preview"},

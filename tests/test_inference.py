@@ -7,7 +7,7 @@ import pytest
 import torch
 from networks import pair, tiny_ddfupnet, tiny_pyramid
 
-from ddfup import devices, inference, models
+from ddfup import devices, inference, inputs, models
 from ddfup.errors import ArgumentError, DeviceError, InputError, WeightsError
 from ddfup.inference import Upsampler
 
@@ -268,6 +268,36 @@ def test_out_of_memory_for_the_smallest_tiles_is_a_device_error(weights, tile, e
         upsampler(depth, guide)
     assert caught.value.exit_code == 8
     assert len(memory.asked) == {"auto": 3, "none": 1, 1024: 2}[tile]
+
+
+@pytest.mark.parametrize("step", ["nearest", "Guide.to"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])
+def test_out_of_memory_beside_the_network_is_a_device_error(upsampler, monkeypatch, step, error):
+    depth, guide = arrays((6, 8), (24, 32))
+    depth[2, 3] = 0
+
+    def refuse(*arguments):
+        raise error
+
+    owner, name = (inputs.Guide, "to") if step == "Guide.to" else (inputs, step)
+    monkeypatch.setattr(owner, name, refuse)
+    with pytest.raises(DeviceError, match="cpu: out of memory for a guide of 32 x 24 pixels"):
+        upsampler(depth, guide)
+
+
+def test_a_photo_that_does_not_fit_goes_in_parts(weights, monkeypatch):
+    depth, guide = arrays((8, 1100), (16, 2200))
+    expected = Upsampler(weights, device="cpu")(depth, guide)
+    moved = []
+
+    def refuse(photo, device):
+        moved.append(photo.size)
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(inputs.Guide, "to", refuse)
+    result = Upsampler(weights, device="cpu")(depth, guide)
+    np.testing.assert_allclose(result, expected, atol=1e-4 * np.ptp(depth))
+    assert moved == [(16, 2200)]
 
 
 def test_halving_never_blames_the_user_for_a_small_tile(weights):

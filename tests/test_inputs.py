@@ -27,10 +27,14 @@ def unit(image):
 @pytest.mark.parametrize("dtype", GUIDES)
 def test_parts_of_a_guide_are_its_pixels(dtype):
     image = picture(dtype)
-    for view in (image, image[::-1, 3:], image.astype(image.dtype.newbyteorder())):
-        part = inputs.Guide(view).part(5, 30, 2, 33)
-        assert part.dtype == torch.float32 and part.is_contiguous(memory_format=torch.channels_last)
-        expected = unit(view)[5:30, 2:33].transpose(2, 0, 1)[None]
+    swapped = image.astype(image.dtype.newbyteorder())
+    # Also single rows and columns, backwards.
+    for view in (image, image[::-1, 3:], swapped, image[20:21][::-1], image[:, 5:6][:, ::-1]):
+        height, width = view.shape[:2]
+        top, bottom, left, right = height // 4, height - height // 5, width // 4, width - width // 5
+        part = inputs.Guide(view).part(top, bottom, left, right)
+        assert part.dtype == torch.float32 and part.permute(0, 2, 3, 1).is_contiguous()
+        expected = unit(view)[top:bottom, left:right].transpose(2, 0, 1)[None]
         np.testing.assert_array_equal(part.numpy(), expected.astype(np.float32))
 
 
@@ -47,9 +51,11 @@ def test_grey_guides_and_guides_with_channels_first():
 
 @pytest.mark.parametrize("dtype", GUIDES)
 def test_statistics_of_a_guide_are_numpys(dtype):
+    # Guides in float64 are held in float32.
+    tolerance = 1e-6 if dtype == np.float64 else 1e-9
     for view in (picture(dtype), picture(dtype)[::2, 3:], picture(dtype)[..., 0]):
         wide = unit(view)
-        np.testing.assert_allclose(inputs.Guide(view).statistics(), (wide.mean(), wide.std()), rtol=1e-6)
+        np.testing.assert_allclose(inputs.Guide(view).statistics(), (wide.mean(), wide.std()), rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", GUIDES)
@@ -81,6 +87,24 @@ def test_what_is_not_finite_is_no_measurement():
     assert mask.flatten().tolist() == [False, False, True, False, False, True]  # 1e300 is beyond float32
     assert depth.flatten().tolist() == [0, 0, 1, 0, 0, 2]
     assert torch.equal(inputs.depth_of(values, np.ones((2, 3)))[1], mask)
+
+
+@pytest.mark.parametrize(
+    "valid", [np.full((1, 5), 1e-60), np.full((1, 5), 1j), torch.full((1, 5), 1e-60).double() + 1e-60]
+)
+def test_masks_may_be_of_any_type(valid):
+    depth = np.arange(5, dtype=np.float32)[None]
+    for given in (depth, depth[::-1], torch.from_numpy(depth)):
+        values, mask = inputs.depth_of(given, valid)
+        assert mask.all() and values.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_parameters_and_tensors_of_inference_mode():
+    with torch.inference_mode():
+        made = torch.full((2, 2), 3.0)
+    for given in (made, torch.nn.Parameter(torch.full((2, 2), 3.0)), torch.full((2, 2), 3.0, requires_grad=True)):
+        depth, _ = inputs.depth_of(given, None)
+        assert depth.flatten().tolist() == [3, 3, 3, 3] and not depth.requires_grad
 
 
 @pytest.mark.parametrize(

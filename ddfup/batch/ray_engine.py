@@ -27,6 +27,7 @@ from ddfup.batch.pairing import Pair
 from ddfup.batch.processing import Outcome, Settings
 from ddfup.batch.ray_worker import Job, Worker
 from ddfup.errors import ArgumentError, DDFUpError, DeviceError
+from ddfup.signals import REQUESTS
 
 _logger = logging.getLogger(__name__)
 
@@ -352,7 +353,7 @@ def _connected(ray: Any, workers: int | None) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     _check_address(address)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in REQUESTS}
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         cores = os.cpu_count() or 1

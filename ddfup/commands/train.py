@@ -150,7 +150,6 @@ def _stopping(trainer: Trainer) -> Iterator[list[int]]:
     def stop(signum: int, frame: FrameType | None) -> None:
         caught.append(signum)
         trainer.stop()
-        restore()
 
-    with handled(stop) as restore:
+    with handled(stop, once=True):
         yield caught

@@ -360,6 +360,10 @@ def _build_library(device: str, library: Path, *, rebuild: bool) -> None:
         lock.release()
 
 
+def _first_line(failure: BuildFailure) -> str:
+    return failure.message.splitlines()[0]
+
+
 def _describe(device: str) -> KernelStatus:
     """Return the state of one device's kernels without building any."""
     compiler: str | None = None
@@ -372,10 +376,12 @@ def _describe(device: str) -> KernelStatus:
     library: Path | None = None
     if device in _loaded:
         library, reason = _loaded[device], "the native kernels are in use"
+        if device in _failed:
+            reason, hint = f"{reason}; not built anew: {_first_line(_failed[device])}", _failed[device].hint
     elif mode() == "torch":
         reason, hint = "DDFUP_KERNELS=torch asks for the PyTorch kernels", "unset DDFUP_KERNELS"
     elif device in _failed:
-        reason, hint = _failed[device].message.splitlines()[0], _failed[device].hint
+        reason, hint = _first_line(_failed[device]), _failed[device].hint
     elif device == "cuda" and not torch.cuda.is_available() and not builds_for_others():
         reason = "PyTorch finds no CUDA device"
     else:
