@@ -40,13 +40,13 @@ def short_memory(folder):
     """Let PyTorch's own allocator be asked for more than there is when the network runs."""
     import torch
 
-    from ddfup.inference import Upsampler
+    from ddfup.inputs import Guide
 
-    original = Upsampler._to_tensor
+    original = Guide.part
 
-    def greedy(self, image):
+    def greedy(self, *arguments):
         torch.empty(1 << 60, dtype=torch.uint8)
-        return original(self, image)
+        return original(self, *arguments)
 
-    with mock.patch.object(Upsampler, "_to_tensor", greedy):
+    with mock.patch.object(Guide, "part", greedy):
         yield
