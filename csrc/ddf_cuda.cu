@@ -1,6 +1,6 @@
 // Registers the CUDA kernels of `ddfup::ddf` and `ddfup::ddf_backward` (schema in ddfup/ops/ddf.py) and of
-// `ddfup::channel_norm` (ddfup/ops/norm.py) through PyTorch's stable ABI. Work goes to PyTorch's current stream,
-// memory comes from its allocator.
+// `ddfup::channel_norm` and `ddfup::channel_norm_backward` (ddfup/ops/norm.py) through PyTorch's stable ABI. Work goes
+// to PyTorch's current stream, memory comes from its allocator.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -49,6 +49,13 @@ struct Launch {
     kernel<<<grid, block, 0, stream>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
+
+  // Of the memory that is both, the driver would leave the first-level cache what a kernel's blocks could use.
+  template <typename Kernel>
+  void prefer_shared_memory(Kernel* kernel) const {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                        cudaSharedmemCarveoutMaxShared));
+  }
 };
 
 Launch on_current_stream(const Tensor& t) {
@@ -90,9 +97,10 @@ void with_type(ScalarType type, const Body& body) {
 Tensor ddf_cuda(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t scale,
                 int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads, int64_t combine,
                 int64_t padding) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  // Before the device is set: an exception that has to undo that ended the process.
   const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
                                combine, padding);
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Tensor channel = torch::stable::contiguous(channel_filter);
   Tensor output = empty_following(features, {p.batch, p.channels, p.grid_height * scale, p.grid_width * scale});
   const Launch launch = on_current_stream(features);
@@ -111,10 +119,10 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cuda(const Tensor& grad_output, 
                                                      int64_t scale, int64_t kernel_size, int64_t stride,
                                                      int64_t dilation, int64_t heads, int64_t combine, int64_t padding,
                                                      bool needs_features, bool needs_channel, bool needs_spatial) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
                                combine, padding);
   check_grad_output(p, grad_output, features);
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
   const Tensor channel = torch::stable::contiguous(channel_filter);
   const auto empty = [&](const Tensor& like, bool needed) {
     return torch::stable::new_empty(like, needed ? sizes_of(like) : std::vector<int64_t>{0});
@@ -151,10 +159,14 @@ std::tuple<Tensor, Tensor, Tensor> ddf_backward_cuda(const Tensor& grad_output, 
   return {grad_features, grad_channel, grad_spatial};
 }
 
-Tensor channel_norm_cuda(const Tensor& rows, const Tensor& weight, const Tensor& bias, double eps) {
-  const int64_t channels = check_channel_norm(rows, weight, bias);
+void check_norm_channels(int64_t channels) {
   STD_TORCH_CHECK(channels <= cuda::kNormChannels, "ddfup: channel_norm is for at most ", cuda::kNormChannels,
                   " channels; got ", channels);
+}
+
+Tensor channel_norm_cuda(const Tensor& rows, const Tensor& weight, const Tensor& bias, double eps) {
+  const int64_t channels = check_channel_norm(rows, weight, bias);
+  check_norm_channels(channels);
   const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
   const Tensor out = torch::stable::new_empty(rows, rows.sizes());
   cuda::NormCall call{};
@@ -169,6 +181,34 @@ Tensor channel_norm_cuda(const Tensor& rows, const Tensor& weight, const Tensor&
   return out;
 }
 
+std::tuple<Tensor, Tensor, Tensor> channel_norm_backward_cuda(const Tensor& grad_output, const Tensor& rows,
+                                                              const Tensor& weight, double eps) {
+  const int64_t channels = check_channel_norm_backward(grad_output, rows, weight);
+  check_norm_channels(channels);
+  const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
+  const Tensor grad = torch::stable::contiguous(grad_output);
+  const Tensor grad_rows = torch::stable::new_empty(rows, rows.sizes());
+  const Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());
+  const Tensor grad_bias = torch::stable::new_empty(weight, weight.sizes());
+  Tensor scratch;  // the allocator reuses freed memory in the order of the stream
+  const auto allocate = [&](int64_t count) {
+    scratch = torch::stable::new_empty(rows, {count});
+    return static_cast<float*>(scratch.data_ptr());
+  };
+  cuda::NormBackwardCall call{};
+  call.grad = static_cast<const float*>(grad.data_ptr());
+  call.in = static_cast<const float*>(rows.data_ptr());
+  call.weight = static_cast<const float*>(weight.data_ptr());
+  call.grad_in = static_cast<float*>(grad_rows.data_ptr());
+  call.grad_weight = static_cast<float*>(grad_weight.data_ptr());
+  call.grad_bias = static_cast<float*>(grad_bias.data_ptr());
+  call.rows = rows.numel() / channels;
+  call.channels = static_cast<int>(channels);
+  call.eps = static_cast<float>(eps);
+  cuda::channel_norm_backward(on_current_stream(rows), allocate, call);
+  return {grad_rows, grad_weight, grad_bias};
+}
+
 }  // namespace
 }  // namespace ddfup
 
@@ -176,4 +216,5 @@ STABLE_TORCH_LIBRARY_IMPL(ddfup, CUDA, m) {
   m.impl("ddf", TORCH_BOX(&ddfup::ddf_cuda));
   m.impl("ddf_backward", TORCH_BOX(&ddfup::ddf_backward_cuda));
   m.impl("channel_norm", TORCH_BOX(&ddfup::channel_norm_cuda));
+  m.impl("channel_norm_backward", TORCH_BOX(&ddfup::channel_norm_backward_cuda));
 }

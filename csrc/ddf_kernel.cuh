@@ -5,6 +5,7 @@
 //                                 the spatial filters of a few pixels in registers and loops over channels
 //   forward_channels_last_kernel  a thread computes 16 bytes of channels for four pixels at once
 //   forward_any_kernel            every size and option, in 64-bit arithmetic; lanes along x or along the channels
+// A fourth, for large images, is in ddf_kernel_tile.cuh.
 #pragma once
 
 #include <type_traits>
@@ -55,6 +56,8 @@ struct Call {
   Problem problem;
   // About two waves on the largest GPUs. The same everywhere, so that sums are cut alike on every GPU.
   int64_t enough_blocks = 1024;
+  // The tile kernel is not for images that fill less of its tiles than this, in percent.
+  int64_t least_filled = 67;
   Work work;
   const T* features;
   const T* channel_filter;

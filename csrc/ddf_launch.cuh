@@ -1,13 +1,15 @@
 // Which kernel computes what, in which blocks: host code without torch and without CUDA calls, so that it can be
 // tested.
 //
-// `launch(kernel, blocks, block_x, block_y, arguments...)` starts a kernel; `allocate(count)` returns room for that
-// many accumulators that lasts until the kernels have run.
+// `launch(kernel, blocks, block_x, block_y, arguments...)` starts a kernel, `launch.prefer_shared_memory(kernel)` says
+// what it had better have; `allocate(count)` returns room for that many accumulators that lasts until the kernels have
+// run.
 #pragma once
 
 #include "ddf_kernel.cuh"
 #include "ddf_kernel_backward.cuh"
 #include "ddf_kernel_norm.cuh"
+#include "ddf_kernel_tile.cuh"
 
 namespace ddfup {
 namespace cuda {
@@ -41,9 +43,11 @@ inline int64_t blocks_of(const Problem& p, const Work& work) {
   return work.pixel_blocks * work.sub_blocks * work.tap_blocks * work.slices * p.heads * p.batch;
 }
 
-// Cuts the channels no more than it takes to have enough blocks, and to slices of no less than `least`.
-inline void set_slices_for_enough_blocks(Work* work, const Problem& p, int64_t enough, int64_t least) {
+// Cuts the channels to slices of `most`, then no more than it takes to have enough blocks, and to no less than `least`.
+inline void set_slices_for_enough_blocks(Work* work, const Problem& p, int64_t enough, int64_t least,
+                                         int64_t most = kMost) {
   int64_t channels = p.channels / p.heads;
+  channels = divide_up(channels, divide_up(channels, most));
   set_slices(work, p, channels);
   while (blocks_of(p, *work) < enough && divide_up(channels, 2) >= least) {
     channels = divide_up(channels, 2);
@@ -114,6 +118,52 @@ bool has_vectors(const Problem& p, const T* start, const Strides& s) {
          reinterpret_cast<uintptr_t>(start) % 16 == 0;
 }
 
+// Whether `count` neighbouring elements of a row, from a multiple of `count` on, can be moved by one instruction.
+template <typename T>
+bool has_runs(const T* start, const Strides& s, int64_t count) {
+  return s.x == 1 && (s.y | s.c | s.n) % count == 0 &&
+         reinterpret_cast<uintptr_t>(start) % (count * static_cast<int64_t>(sizeof(T))) == 0;
+}
+
+// Whether the tile kernel could be used: of a problem that is large, and that it fits.
+template <typename T, int SCALE, int CHUNK, typename Launch>
+bool forward_tiles(const Launch& launch, Call<T> call) {
+  using Tile = Tiling<T, SCALE, CHUNK>;
+  constexpr int64_t kPer = CHUNK / sizeof(T), kColumns = Tile::kColumns;
+  const Problem& p = call.problem;
+  const Strides& fs = call.features_strides;
+  // Threads keep the offsets of their chunks within the plane in 32 bits; less than 0 means none.
+  if (fs.y < 0 || p.height * fs.y + p.width >= kMost) return false;
+  if (p.width % kPer != 0 || !has_runs(call.features, fs, kPer)) return false;
+  if (!has_runs(call.spatial_filter, call.spatial_strides, sizeof(T) == 2 ? kColumns : 1)) return false;
+  if (!has_runs(call.result, call.output_strides, kColumns * SCALE)) return false;
+  Work work{};
+  work.lanes = 1;
+  work.rounds = 1;
+  work.pixels = p.height * p.width;
+  work.pixel_blocks = divide_up(p.width, Tile::kWidth) * divide_up(p.height, Tile::kHeight);
+  work.sub_blocks = 1;
+  work.tap_blocks = 1;
+  work.row_step = SCALE * call.output_strides.y;
+  if (100 * work.pixels < call.least_filled * work.pixel_blocks * Tile::kWidth * Tile::kHeight) return false;
+  // Blocks are few and long: two on each multiprocessor do.
+  const int64_t enough = call.enough_blocks / 4;
+  set_slices_for_enough_blocks(&work, p, enough, 16, Tile::kMostChannels);
+  if (blocks_of(p, work) < enough) return false;
+  call.work = work;
+  const auto kernel = &forward_tile_kernel<T, SCALE, CHUNK>;
+  launch.prefer_shared_memory(kernel);
+  launch(kernel, blocks_of(p, work), Tile::kThreads, 1, call);
+  return true;
+}
+
+template <typename T, int SCALE, typename Launch>
+bool forward_tiles(const Launch& launch, const Call<T>& call) {
+  if (forward_tiles<T, SCALE, 16>(launch, call)) return true;
+  if constexpr (sizeof(T) == 2) return forward_tiles<T, SCALE, 8>(launch, call);
+  return false;
+}
+
 template <typename T, typename Launch>
 void forward(const Launch& launch, Call<T> call) {
   const Problem& p = call.problem;
@@ -138,6 +188,10 @@ void forward(const Launch& launch, Call<T> call) {
       }
     }
     if (lanes == 1 && common) {
+      if (p.kernel_size == 3 && p.dilation == 1) {
+        if (p.scale == 1 && forward_tiles<T, 1>(launch, call)) return;
+        if (p.scale == 2 && forward_tiles<T, 2>(launch, call)) return;
+      }
       const bool pairs = p.scale == 2 && call.output_strides.x == 1;
       switch (p.kernel_size) {
         case 3:
@@ -309,6 +363,19 @@ void channel_norm(const Launch& launch, NormCall call) {
   const auto address = reinterpret_cast<uintptr_t>(call.in) | reinterpret_cast<uintptr_t>(call.out);
   const bool vectors = call.channels % 4 == 0 && address % 16 == 0;
   launch(vectors ? &channel_norm_kernel<4> : &channel_norm_kernel<1>, blocks, kThreads, 1, call);
+}
+
+// `call` with everything but rows_per_turn and partial; at most kNormChannels channels.
+template <typename Launch, typename Allocate>
+void channel_norm_backward(const Launch& launch, const Allocate& allocate, NormBackwardCall call) {
+  call.rows_per_turn = min(kThreads, kNormValues / (2 * norm_pitch(call.channels)));
+  const int64_t blocks = min(call.enough_blocks, divide_up(call.rows, call.rows_per_turn));
+  call.partial = allocate(2 * call.channels * blocks);
+  const auto address = reinterpret_cast<uintptr_t>(call.in) | reinterpret_cast<uintptr_t>(call.grad);
+  const bool vectors = call.channels % 4 == 0 && address % 16 == 0;
+  const auto kernel = vectors ? &channel_norm_backward_kernel<4> : &channel_norm_backward_kernel<1>;
+  launch(kernel, blocks, kThreads, 1, call);
+  launch(&channel_norm_sum_kernel, 2 * call.channels, kWarp, 1, call, static_cast<int>(blocks));
 }
 
 }  // namespace cuda

@@ -83,4 +83,15 @@ inline int64_t check_channel_norm(const torch::stable::Tensor& rows, const torch
   return channels;
 }
 
+// Arguments of ddfup::channel_norm_backward, whose `grad` may have any strides; returns the number of channels.
+inline int64_t check_channel_norm_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& rows,
+                                           const torch::stable::Tensor& weight) {
+  const int64_t channels = check_channel_norm(rows, weight, weight);
+  const auto sizes = grad.sizes(), expected = rows.sizes();
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()) &&
+                      grad.scalar_type() == rows.scalar_type() && is_beside(grad, rows),
+                  "ddfup: grad does not fit the rows");
+  return channels;
+}
+
 }  // namespace ddfup

@@ -69,6 +69,7 @@ def _unrounded() -> Iterator[None]:
     with contextlib.ExitStack() as before:
         before.callback(_set_convolutions())
         before.callback(_set_products())
+        before.callback(_set_search())
         yield
 
 
@@ -94,6 +95,15 @@ def _set_products() -> Callable[[], None]:
     # The older names set both; with the newer alone PyTorch would complain of a mixture in every product.
     torch.set_float32_matmul_precision("highest")
     return lambda: torch.set_float32_matmul_precision(before)
+
+
+def _set_search() -> Callable[[], None]:
+    """Have cuDNN try its ways of computing a convolution, once for each size; return what undoes it."""
+    # Without TF32 its guess can be Fourier transforms, and a network take four times as long (an H100, 1920 x 1080).
+    settings = torch.backends.cudnn
+    before = settings.benchmark
+    settings.benchmark = True
+    return lambda: setattr(settings, "benchmark", before)
 
 
 # Keeps GPUs from rounding the factors of convolutions and matrix products to 10 bits (TF32), as PyTorch lets them.

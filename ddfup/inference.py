@@ -16,6 +16,7 @@ from torch import Tensor
 from ddfup import inputs, models
 from ddfup.devices import find_device, full_float32, is_out_of_memory
 from ddfup.errors import ArgumentError, DeviceError
+from ddfup.graphs import Recorder
 from ddfup.ops import native
 from ddfup.sizes import check_sizes
 from ddfup.tiling import Mosaic, Tile, tiles
@@ -92,6 +93,7 @@ class Upsampler:
         self.model_name = info.name
         self.weights_sha256 = info.sha256
         self._network = models.load_model(info.path, self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._recorder = Recorder(self._network)
 
     @property
     def device(self) -> str:
@@ -178,6 +180,7 @@ class Upsampler:
                     raise
                 side = smaller
             if self._device.type == "cuda":
+                self._recorder.forget()
                 torch.cuda.empty_cache()
 
     def _first_tile(self, height: int, width: int) -> int | None:
@@ -197,7 +200,8 @@ class Upsampler:
 
         with self._autocast():
             if side is None:
-                return _result(self._network(depth, part(0, height, 0, width), valid))
+                call = self._recorder if self._device.type == "cuda" else self._network
+                return _result(call(depth, part(0, height, 0, width), valid))
             network = self._network
             assert isinstance(network, Tileable)
             mean, std = (torch.full((1, 1, 1, 1), value, device=self._device) for value in image.statistics())

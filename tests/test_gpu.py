@@ -3,6 +3,8 @@
 What the op itself gives there is tested in ops/.
 """
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ import torch
 from networks import tiny_pyramid
 
 from ddfup import cli, models
+from ddfup.graphs import Graph
 from ddfup.inference import Upsampler
 from ddfup.metrics import rmse
 from ddfup.training.config import DataSection, DataSet, ModelSection, OptimizationSection, TrainingConfig
 from ddfup.training.trainer import Trainer
+
+# Of the range of depth: cuDNN adds up in an order that depends on the size, and a network of noise magnifies rounding.
+ROUGH = 1e-3
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
 
@@ -62,7 +68,7 @@ def test_guides_of_every_type_mean_the_same(weights):
     # The brightest values of 16 bits are negative numbers to what carries them.
     bright = np.full_like(guide, 60000, np.uint16)
     on_cpu = Upsampler(weights, device="cpu")(depth, bright)
-    np.testing.assert_allclose(upsampler(depth, bright), on_cpu, atol=1e-4 * np.ptp(depth))
+    np.testing.assert_allclose(upsampler(depth, bright), on_cpu, atol=ROUGH * np.ptp(depth))
 
 
 @pytest.mark.parametrize("tile", ["none", 256])
@@ -89,7 +95,21 @@ def test_tiles_give_the_whole(weights, low, high):
     depth, guide = scene(low, high)
     whole = Upsampler(weights, device="cuda", tile="none")(depth, guide)
     tiled = Upsampler(weights, device="cuda", tile=256)(depth, guide)
-    np.testing.assert_allclose(tiled, whole, atol=1e-4 * np.ptp(depth))
+    np.testing.assert_allclose(tiled, whole, atol=ROUGH * np.ptp(depth))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_recorded_calls_give_the_same(weights, precision):
+    upsampler = Upsampler(weights, device="cuda", precision=precision)
+    pairs = [scene((24, 32), (192, 256), seed) for seed in range(4)]
+    for index, (depth, _) in enumerate(pairs):
+        depth *= 1 + index
+        depth[index : index + 3, 4:9] = 0
+    results = [upsampler(depth, guide) for depth, guide in pairs]
+    assert [type(call) for call in upsampler._recorder._calls.values()] == [Graph]
+    for (depth, guide), result in zip(pairs, results, strict=True):
+        expected = Upsampler(weights, device="cuda", precision=precision)(depth, guide)
+        np.testing.assert_allclose(result, expected, atol=1e-5 * np.ptp(depth))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -145,18 +165,23 @@ def test_commands(tmp_path, weights, capfd):
     assert any(picture is not None and np.array_equal(picture, alone) for picture in together)
 
 
-def test_training_goes_on_where_it_stopped(tmp_path):
+@pytest.fixture
+def configuration(tmp_path):
     for index in range(3):
         depth, guide = scene((72, 96), (72, 96), seed=index)
         for folder, picture in (("depth", (1000 * depth).astype(np.uint16)), ("rgb", guide)):
             (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
             assert cv2.imwrite(str(tmp_path / "set" / folder / f"{index}.png"), picture)
     sets = (DataSet("set"),)
-    config = TrainingConfig(
+    return TrainingConfig(
         ModelSection("pyramid", "tiny", config=vars(tiny_pyramid().config)),
         DataSection(sets, sets, tune_frames=1, ratios={"4": 1, "any": 1}, crops={"32": 64}, pixels=8192),
         OptimizationSection(steps=6, warmup=2, precision="bf16", tune_every=6),
     )
+
+
+def test_training_goes_on_where_it_stopped(tmp_path, configuration):
+    config = configuration
     whole = Trainer(config, tmp_path, tmp_path / "whole", device="cuda", workers=0)
     assert whole.run()
     part = Trainer(config, tmp_path, tmp_path / "part", device="cuda", workers=0)
@@ -167,3 +192,16 @@ def test_training_goes_on_where_it_stopped(tmp_path):
     # Sums on a GPU are not always made in the same order.
     for a, b in zip(rest.averaged.parameters(), whole.averaged.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+def test_recorded_steps_train_alike(tmp_path, configuration):
+    config = dataclasses.replace(configuration, optimization=dataclasses.replace(configuration.optimization, steps=20))
+    recorded = Trainer(config, tmp_path, tmp_path / "recorded", device="cuda", workers=0)
+    assert recorded.run()
+    assert recorded._recorded._recorded and recorded._recorded._possible
+    plain = Trainer(config, tmp_path, tmp_path / "plain", device="cuda", workers=0)
+    plain._recorded = None
+    assert plain.run()
+    assert recorded.loss == pytest.approx(plain.loss, rel=1e-2)
+    for a, b in zip(recorded.averaged.parameters(), plain.averaged.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=5e-4)

@@ -38,8 +38,8 @@ from ddfup.models.sampling import (
 from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage, run_stage
 from ddfup.tiling import Mosaic, Tile
 
-# The level from which on the whole trunk runs; every finer one has four times the pixels and half of the blocks.
-_FULL_TRUNK_LEVEL = 3
+# Where more than a trunk would be left of no image.
+_COARSEST = 16
 # A trunk at this level or a coarser one, a 64th of the pixels and less, runs for the whole image at once, never in
 # tiles, which would need halos of hundreds of pixels.
 _WHOLE_LEVEL = 3
@@ -58,8 +58,9 @@ class PyramidConfig:
         guide_channels: Width of the guide features at levels 1, 2, ...; the last serves all coarser levels, and
             must equal the one before.
         trunk_channels: Width of the trunk.
-        trunk_blocks: Residual blocks of the trunk at levels 3, 4, ...; at level 2 the first half of them runs, at
-            level 1, where pixels are many, the first quarter.
+        trunk_blocks: Residual blocks of the trunk at level ``full_trunk_level`` and at all coarser ones; at each
+            finer one, which has four times the pixels, the first half of those before run.
+        full_trunk_level: From 1 to 16.
         stage_blocks: Residual blocks of the stages that end at levels 0, 1, ...; the last serves all coarser ones.
         guide_blocks: Residual blocks of the guide's encoder at levels 1, 2, ...; the last serves all coarser ones.
         context_channels: Width of the vector that describes the whole depth map.
@@ -72,6 +73,7 @@ class PyramidConfig:
     guide_channels: tuple[int, ...] = (24, 32, 48, 48)
     trunk_channels: int = 64
     trunk_blocks: int = 8
+    full_trunk_level: int = 3
     stage_blocks: tuple[int, ...] = (1, 1, 2, 2)
     guide_blocks: tuple[int, ...] = (1, 1, 2, 2)
     context_channels: int = 16
@@ -100,7 +102,7 @@ class GuidedPyramid(nn.Module):
         config: Sizes.
 
     Raises:
-        ArgumentError: If the widths of the coarsest two levels differ.
+        ArgumentError: If the widths of the coarsest two levels differ, or ``full_trunk_level`` is out of range.
     """
 
     Config = PyramidConfig
@@ -112,6 +114,8 @@ class GuidedPyramid(nn.Module):
         for name, widths in (("feature_channels", features), ("guide_channels", guides)):
             if len(widths) < 2 or widths[-1] != widths[-2]:
                 raise ArgumentError(f"{name} must end with two equal widths; got {widths}")
+        if not 1 <= config.full_trunk_level <= _COARSEST:
+            raise ArgumentError(f"full_trunk_level must be from 1 to {_COARSEST}; got {config.full_trunk_level}")
         # Level 1 sees the guide packed 2 x 2, so that no wide layer of the encoder runs at full resolution.
         widths = (12, *guides)
         self.guide_down = nn.ModuleList(
@@ -185,7 +189,7 @@ class GuidedPyramid(nn.Module):
         return 2 * blocks[min(level, len(blocks) - 1)] + self.config.kernel_size // 2
 
     def _trunk_depth(self, level: int) -> int:
-        halvings = max(0, _FULL_TRUNK_LEVEL - level)
+        halvings = max(0, self.config.full_trunk_level - level)
         return math.ceil(len(self.trunk) / (1 << halvings))
 
     def prepare(

@@ -126,12 +126,20 @@ def serves_inference(*tensors: torch.Tensor) -> bool:
     """Tell whether kernels without gradients can take the work, loading them if that has not been tried.
 
     Args:
+        tensors: All that the kernel reads, as :func:`serves` has it.
+    """
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)) and serves(*tensors)
+
+
+def serves(*tensors: torch.Tensor) -> bool:
+    """Tell whether kernels can take the work, loading them if that has not been tried.
+
+    Args:
         tensors: All that the kernel reads: float32, contiguous and on one device, or it cannot.
     """
     device = tensors[0].device
     return (
         all(each.dtype == torch.float32 and each.is_contiguous() and each.device == device for each in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         # Compilers fuse PyTorch's own with what is around it, and exported files must hold standard operators.
         and not torch.compiler.is_compiling()
         and load(device.type)

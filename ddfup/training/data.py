@@ -191,6 +191,8 @@ class StepBatches(Dataset[Batch]):
         ratio = float(2 ** shared.uniform(0, 5)) if name == "any" else float(name)
         wanted = self._crop(ratio)
         low = max(2, round(wanted / ratio))
+        if name == "any":
+            low = _of_few(low)
         # A ratio of no name gives way to the crop's side: for every new size of the guide cuDNN plans anew, which takes
         # longer than a step on a GPU.
         crop = wanted if name == "any" else round(low * ratio)
@@ -307,6 +309,12 @@ class _Window:
         high = np.clip(-(-(corner + self.side) // _DETAIL_CELL), low + 1, limit)
         (y0, x0), (y1, x1) = low, high
         return float(table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]) / float(np.prod(high - low))
+
+
+def _of_few(side: int) -> int:
+    """A side near another, of so few that steps are alike, and a GPU can repeat what it recorded."""
+    step = max(1, 1 << max(0, (side - 1).bit_length() - 4))
+    return round(side / step) * step
 
 
 def _draw_window(frame: Frame, crop: int, shrink: float, rng: np.random.Generator) -> _Window:

@@ -18,7 +18,7 @@ _ERROR_GROWTH = 0.7
 
 
 def loss_function(
-    prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float, weight: Tensor | None = None
+    prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float | Tensor, weight: Tensor | None = None
 ) -> Tensor:
     """Mean over measured pixels of the absolute plus a weighted Huber error, in hundredths of ``std``.
 
@@ -29,7 +29,7 @@ def loss_function(
         target: (N, 1, H, W), 0 = no measurement.
         std: (N, 1, 1, 1), unit of the error.
         ratio: High-resolution over low-resolution length.
-        squared: Weight of the Huber error.
+        squared: Weight of the Huber error, a number or ().
         weight: (N, 1, 1, 1) of the samples; None: all 1.
     """
     valid = target > 0

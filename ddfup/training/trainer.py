@@ -6,6 +6,7 @@ configuration, which must stay; batches depend on the step number alone, so that
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ from ddfup.training import checkpoint
 from ddfup.training.config import TrainingConfig
 from ddfup.training.data import Batch, ErrorsAsValues, Frame, StepBatches, batch_of, load_frames, tuning_pairs
 from ddfup.training.optimization import UNIT, learning_rate, loss_function, squared_weight, take_step
+from ddfup.training.recording import RecordedGradients
 
 # Protocol of the field for NYU: a border of 6 pixels is left out.
 _TUNE_BORDER = 6
@@ -180,6 +183,9 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
         self.parallel: nn.Module = self.network
+        self._recorded: RecordedGradients | None = None
+        if self.device.type == "cuda" and self.world == 1:
+            self._recorded = RecordedGradients(self._gradients, list(self.network.parameters()))
         self._leave_group: Callable[[], object] = _do_nothing
         if self.world > 1:
             # After all that may fail on the way here. A group that the caller made stays the caller's.
@@ -234,6 +240,21 @@ class Trainer:
             OutputError: If a file cannot be written.
             InputError: If the data give no samples.
         """
+        with self._stream():
+            return self._run(max_minutes, on_step)
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        """Give a GPU a stream for this work: PyTorch records no gradients of its default one."""
+        if self.device.type != "cuda":
+            yield
+            return
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.stream(torch.cuda.Stream(self.device)):  # type: ignore[no-untyped-call]
+            yield
+        torch.cuda.synchronize(self.device)
+
+    def _run(self, max_minutes: float, on_step: Callable[[Progress], None] | None) -> bool:
         section = self.config.optimization
         begin = saved = time.monotonic()
         measured = self.step
@@ -291,23 +312,24 @@ class Trainer:
             prefetch_factor=8 if self.workers else None,
             worker_init_fn=_leave_signals_to_parent,
         )
-        return map(batch_of, iter(loader))
+        with _one_thread():
+            items = iter(loader)
+        return map(batch_of, items)
 
     def _train_step(self, batch: Batch) -> None:
         section = self.config.optimization
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, section)
-        valid = batch.depth > 0
-        guide = batch.guide.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=section.precision == "bf16"):
-            prediction = self.parallel(batch.depth, guide, valid)
-        squared = squared_weight(self.step, section)
-        loss = loss_function(prediction.float(), batch.target, batch.std, batch.ratio, squared, batch.weight)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        squared = torch.full((), squared_weight(self.step, section), device=self.device)
+        inputs = batch.depth, batch.guide, batch.target, batch.std, batch.weight, squared
+        if self._recorded is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._gradients(*inputs, ratio=batch.ratio)
+        else:
+            loss = self._recorded(*inputs, ratio=batch.ratio)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), section.clip * UNIT)
-        value = loss.detach().double()
+        value = loss.double()
         mean = torch.where(self._loss.isnan(), value, 0.99 * self._loss + 0.01 * value)
         self._whole = False
         take_step(self.optimizer, norm)
@@ -318,6 +340,26 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
         self._whole = True
+
+    def _gradients(
+        self,
+        depth: Tensor,
+        guide: Tensor,
+        target: Tensor,
+        std: Tensor,
+        weight: Tensor,
+        squared: Tensor,
+        *,
+        ratio: float,
+    ) -> Tensor:
+        """Compute the loss of a batch, and leave its gradients at the parameters."""
+        guide = guide.contiguous(memory_format=torch.channels_last)
+        half = self.config.optimization.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            prediction = self.parallel(depth, guide, depth > 0)
+        loss = loss_function(prediction.float(), target, std, ratio, squared, weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _measure(self) -> None:
         """Measure the averaged weights on the tuning frames and log the result."""
@@ -408,6 +450,20 @@ def _destroy_group() -> None:
 def _is_loaders_end(error: BaseException) -> bool:
     told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     return told or isinstance(error, ConnectionError | EOFError)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep OpenCV from having as many threads as there are cores in each of the processes that are made meanwhile.
+
+    Asked in such a process itself, it would wait for the threads of its parent for ever.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

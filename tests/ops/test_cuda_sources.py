@@ -43,6 +43,7 @@ class Case:
     padding: str = "zeros"
     layout: str = "contiguous"
     enough_blocks: int = 1024
+    least_filled: int = 67
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -128,9 +129,40 @@ CASES = (
     Case(layout="channels_last_crop", c=5, scale=2, padding="replicate"),
 )
 
+# For the tile kernel, as here no size is too small. Its tiles have 64 columns; some end in the middle.
+TILED = [
+    Case(**options, scale=scale, padding=padding, enough_blocks=1, least_filled=0)
+    for scale, padding in product((1, 2), ("zeros", "replicate"))
+    for options in (
+        {"n": 1, "c": 3, "h": 1, "w": 8},
+        {"n": 1, "c": 5, "h": 2, "w": 64},
+        {"n": 1, "c": 126, "h": 5, "w": 12},
+        {"n": 2, "c": 7, "h": 37, "w": 72},
+        {"n": 1, "c": 6, "h": 17, "w": 132, "heads": 3},
+        {"n": 1, "c": 2, "h": 16, "w": 128},
+    )
+] + [
+    Case(n=2, c=128, h=4, w=16, heads=2, enough_blocks=64, least_filled=0),
+    Case(n=2, c=68, h=4, w=16, scale=2, heads=2, padding="replicate", enough_blocks=32, least_filled=0),
+]
+# As these, but for what the tile kernel leaves to others.
+UNTILED = [
+    Case(c=3, h=5, w=64, enough_blocks=1, least_filled=0, **options)
+    for options in (
+        {"k": 5},
+        {"dilation": 2},
+        {"stride": 2},
+        {"scale": 3},
+        {"combine": "add"},
+        {"layout": "sliced"},
+        {"layout": "channels_last"},
+    )
+] + [Case(c=3, h=5, w=66, enough_blocks=1, least_filled=0), Case(c=3, h=5, w=8, enough_blocks=1)]
+
 KERNELS = {
     *(f"forward_kernel<{t}, {k}, 1, 1>" for t, k in product(("T", "double"), (1, 3, 5, 7))),
     *(f"forward_kernel<T, {shape}>" for shape in ("3, 1, ROWS", "3, 2, 4", "5, 1, 4", "5, 2, 2")),
+    *(f"forward_tile_kernel<T, {scale}, CHUNK>" for scale in (1, 2)),
     *(f"forward_channels_last_kernel<T, {k}>" for k in (1, 3, 5, 7)),
     *(f"grad_features_kernel<T, {shape}>" for shape in ("3, 1, 4", "3, 2, 2", "5, 1, 2", "5, 2, 1")),
     *(f"grad_features_channels_last_kernel<T, {shape}>" for shape in ("3, 1", "3, 2", "5, 1", "5, 2")),
@@ -269,11 +301,14 @@ class Arguments(ctypes.Structure):
         ),
         *((f"{name}_strides", ctypes.c_int64 * 4) for name in ("features", "spatial", "output", "result")),
         ("enough_blocks", ctypes.c_int64),
+        ("least_filled", ctypes.c_int64),
     )
 
 
-def run(library: ctypes.CDLL, case: Case, dtype: str, *, dry: bool = False) -> dict[str, tuple[Any, Any]]:
-    """Compute everything for one case; return got and expected by name."""
+def run(
+    library: ctypes.CDLL, case: Case, dtype: str, *, dry: bool = False, wanted: tuple[str, ...] = WANTED
+) -> dict[str, tuple[Any, Any]]:
+    """Compute everything that is wanted for one case; return got and expected by name."""
     random = np.random.default_rng(3)
     rows, columns = case.grid
     subs, taps = case.scale**2, case.k**2
@@ -307,8 +342,11 @@ def run(library: ctypes.CDLL, case: Case, dtype: str, *, dry: bool = False) -> d
     }
     pairs = {}
     for index, name in enumerate(WANTED):
+        if name not in wanted:
+            continue
         found = []
-        for backwards in (False, True) if dtype == "float32" and not dry else (False,):
+        both = not dry and (dtype == "float32" or case in TILED)
+        for backwards in (False, True) if both else (False,):
             result_shape, layout = results[name]
             result = Buffer(result_shape, strides_of(result_shape, layout), dtype)
             arguments = Arguments(
@@ -322,6 +360,7 @@ def run(library: ctypes.CDLL, case: Case, dtype: str, *, dry: bool = False) -> d
             arguments.output_strides[:] = result.strides if name == "output" else grad.strides
             arguments.result_strides[:] = result.strides
             arguments.enough_blocks = case.enough_blocks
+            arguments.least_filled = case.least_filled
             message = library.ddf_emulate(index, dtype.encode(), backwards, dry, ctypes.byref(arguments))
             assert not message, f"{name}: {message.decode()}"
             assert result.outside_untouched(), f"{name}: a write outside the result"
@@ -371,6 +410,20 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         ctypes.c_bool,
         ctypes.c_void_p,
     )
+    library.ddf_channel_norm_backward.restype = ctypes.c_char_p
+    library.ddf_channel_norm_backward.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_float,
+        ctypes.c_int64,
+        ctypes.c_bool,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    )
     library.ddf_launched.restype = ctypes.c_char_p
     library.ddf_round.restype = ctypes.c_float
     library.ddf_round.argtypes = (ctypes.c_char_p, ctypes.c_float)
@@ -385,15 +438,132 @@ def test_kernels_agree_with_the_oracle(emulator: ctypes.CDLL, case: Case, dtype:
         np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=name)
 
 
+def launched(emulator: ctypes.CDLL) -> set[str]:
+    """Return the names of the kernels launched since the last call."""
+    return {re.sub(r"^void ddfup::cuda::|\(.*", "", line) for line in emulator.ddf_launched().decode().splitlines()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("case", [*TILED, *UNTILED], ids=str)
+def test_tile_kernel_agrees_with_the_oracle(emulator: ctypes.CDLL, case: Case, dtype: str) -> None:
+    emulator.ddf_launched()
+    ((got, expected),) = run(emulator, case, dtype, wanted=("output",)).values()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[dtype] * np.abs(expected).max())
+    assert all(("tile" in name) == (case in TILED) for name in launched(emulator))
+
+
 def test_cases_reach_every_kernel(emulator: ctypes.CDLL) -> None:
     emulator.ddf_launched()
-    for case, dtype in product(CASES, TOLERANCE):
+    for case, dtype in product([*CASES, *TILED], TOLERANCE):
         run(emulator, case, dtype, dry=True)
-    names = {re.sub(r"^void ddfup::cuda::|\(.*", "", line) for line in emulator.ddf_launched().decode().splitlines()}
     types = ("float", "__half", "__nv_bfloat16")
-    assert names == {
-        re.sub(r"\bT\b", t, name).replace("ROWS", "4" if t == "float" else "8") for name, t in product(KERNELS, types)
+    expected = {
+        re.sub(r"\bT\b", t, name).replace("ROWS", "4" if t == "float" else "8").replace("CHUNK", chunk)
+        for name, t, chunk in product(KERNELS, types, ("8", "16"))
+        if (t, chunk) != ("float", "8") or "CHUNK" not in name
     }
+    assert launched(emulator) == expected
+
+
+def forward_of(
+    emulator: ctypes.CDLL,
+    sizes: tuple[int, int, int, int],
+    scale: int,
+    dtype: str,
+    *,
+    strides: dict[str, tuple[int, int, int, int]] | None = None,
+    shifts: dict[str, int] | None = None,
+) -> str:
+    """Return the kernel that would be launched by default, for tensors that are nowhere.
+
+    Args:
+        emulator: The library.
+        sizes: Of the features.
+        scale: Upsampling factor.
+        dtype: Type of the elements.
+        strides: Of features, spatial and output, where they are not contiguous.
+        shifts: Elements between a tensor's start and a multiple of 16 bytes.
+    """
+    n, c, h, w = sizes
+    shapes = {"features": sizes, "spatial": (n, scale**2 * 9, h, w), "output": (n, c, h * scale, w * scale)}
+    starts = {"features": "features", "spatial": "spatial_filter", "output": "result"}
+    arguments = Arguments(*sizes, h, w, scale, 3, 1, 1, 1, 0, 0)
+    for name, shape in shapes.items():
+        getattr(arguments, f"{name}_strides")[:] = (strides or {}).get(name, strides_of(shape, "contiguous"))
+        size = 4 if dtype == "float32" else 2
+        setattr(arguments, starts[name], 4096 + (shifts or {}).get(name, 0) * size)
+    arguments.enough_blocks, arguments.least_filled = Case.enough_blocks, Case.least_filled
+    emulator.ddf_launched()
+    message = emulator.ddf_emulate(0, dtype.encode(), False, True, ctypes.byref(arguments))
+    assert not message, message.decode()
+    (name,) = launched(emulator)
+    return re.sub(r"float|__half|__nv_bfloat16", "T", name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_large_images_that_are_aligned_get_the_tile_kernel(emulator: ctypes.CDLL, dtype: str) -> None:
+    small, size = dtype != "float32", (1, 64, 480, 640)
+    for scale in (1, 2):
+        tile = f"forward_tile_kernel<T, {scale}, 16>"
+        assert forward_of(emulator, size, scale, dtype) == tile
+        assert forward_of(emulator, (2, 256, 200, 300), scale, dtype) == tile.replace("16", "8" if small else "16")
+        others = {f"forward_kernel<T, 3, {scale}, {8 if small and scale == 1 else 4}>"}
+
+        def others_get(*arguments: Any, others: set[str] = others, **options: Any) -> None:
+            assert forward_of(emulator, *arguments, **options) in others
+
+        # Too small, too narrow for tiles, and no whole number of chunks or pairs in a row.
+        others_get((1, 32, 30, 40), scale, dtype)
+        others_get((1, 64, 100, 128), scale, dtype)
+        others_get((8, 64, 480, 80), scale, dtype)
+        others_get((1, 64, 480, 642), scale, dtype)
+        others_get((1, 64, 480, 641), scale, dtype)
+        # Starts and strides that are no multiples of what is moved at a time.
+        for name, shift in (("features", 1), ("features", 2), ("output", 1)):
+            others_get(size, scale, dtype, shifts={name: shift})
+        others_get(size, scale, dtype, shifts={"output": scale})
+        plane = 480 * 640
+        for stride in ((64 * plane + 1, plane, 640, 1), (64 * plane, plane + 1, 640, 1), (64 * plane, plane, 641, 1)):
+            others_get(size, scale, dtype, strides={"features": stride})
+        # Rows behind one another that run backwards, and offsets beyond 32 bits.
+        others_get(size, scale, dtype, strides={"features": (64 * plane, plane, -640, 1)})
+        others_get(size, scale, dtype, strides={"features": (2**40, 2**33, 2**23, 1)})
+        # Filters are read in pairs only where two elements are a word.
+        got = forward_of(emulator, size, scale, dtype, shifts={"spatial": 1})
+        assert got in others if small else got == tile
+        # A crop, and one row for all.
+        assert forward_of(emulator, size, scale, dtype, strides={"features": (2**26, 2**20, 2**10, 1)}) == tile
+        assert forward_of(emulator, size, scale, dtype, strides={"features": (0, plane, 0, 1)}) == tile
+    assert "tile" not in forward_of(emulator, size, 1, "float64")
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tile_kernel_keeps_what_is_not_a_number_to_its_windows(
+    emulator: ctypes.CDLL, scale: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the corners and in the middle; the oracle multiplies what lies outside by zero.
+    def standard_normal(shape: Any = None) -> Any:
+        values = drawn(shape)
+        if shape == (1, 3, 21, 72):
+            for y, x in ((0, 0), (0, 71), (20, 0), (20, 71), (9, 63), (15, 40)):
+                values[0, 1, y, x] = np.nan if x < 64 else np.inf
+        return values
+
+    generator = np.random.default_rng(3)
+    drawn = generator.standard_normal
+
+    class Random:
+        def __init__(self) -> None:
+            self.standard_normal = standard_normal
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Random())
+    for padding in ("zeros", "replicate"):
+        case = Case(n=1, c=3, h=21, w=72, scale=scale, padding=padding, enough_blocks=1, least_filled=0)
+        with np.errstate(invalid="ignore"):
+            ((got, expected),) = run(emulator, case, dtype, wanted=("output",)).values()
+        np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+        assert not np.isfinite(expected).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 12, 24, 31, 39, 40, 64, 100, 255, 256])
@@ -427,6 +597,56 @@ def test_channel_norm_agrees_with_its_formula(emulator: ctypes.CDLL, channels: i
         found = out[to : to + values.size].reshape(values.shape)
         np.testing.assert_allclose(found, expected, atol=2e-5)
         assert (np.delete(out, np.s_[to : to + values.size]) == 77).all()
+
+
+# Rows of a single block that loops, of a few blocks with and without a turn that is not full, and of one turn each.
+@pytest.mark.parametrize("channels", [1, 3, 24, 33, 64, 127, 128, 129, 255, 256])
+@pytest.mark.parametrize(("rows", "most_blocks"), [(0, 4), (1, 4), (101, 1), (256, 2), (700, 3), (700, 1024)])
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "shifted"])
+def test_gradients_of_channel_norm_agree_with_their_formula(
+    emulator: ctypes.CDLL, channels: int, rows: int, most_blocks: int, shift: int
+) -> None:
+    rng = np.random.default_rng(channels)
+
+    # From a place that is a multiple of 16 bytes, or of 4 only.
+    def placed(values: Any) -> Buffer:
+        buffer = Buffer((values.size + shift,), (1,), "float32")
+        buffer.fill(np.pad(values.ravel(), (shift, 0)))
+        return buffer
+
+    values, grad = rng.standard_normal((2, rows, channels)).astype(np.float32)
+    values = 5 + 3 * values
+    weight = rng.standard_normal(channels).astype(np.float32)
+    sources = [placed(grad), placed(values)]
+    wide = values.astype(np.float64)
+    centred = wide - wide.mean(axis=1, keepdims=True)
+    scale = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-3)
+    normalized, weighted = centred * scale, grad * weight.astype(np.float64)
+    steep = (weighted * normalized).mean(axis=1, keepdims=True)
+    expected = (
+        scale * (weighted - weighted.mean(axis=1, keepdims=True) - normalized * steep),
+        (grad * normalized).sum(axis=0),
+        grad.sum(axis=0, dtype=np.float64),
+    )
+    found = []
+    for reverse in (False, True):
+        results = [Buffer(shape, (*shape[1:], 1), "float32") for shape in ((rows, channels), (channels,), (channels,))]
+        message = emulator.ddf_channel_norm_backward(
+            *(source.address + 4 * shift for source in sources),
+            rows,
+            channels,
+            weight.ctypes.data,
+            1e-3,
+            most_blocks,
+            reverse,
+            *(result.address for result in results),
+        )
+        assert not message, message
+        assert all(result.outside_untouched() for result in results)
+        found.append([result.values() for result in results])
+    for once, again, wanted in zip(*found, expected, strict=True):
+        np.testing.assert_array_equal(once, again, err_msg="depends on the order of threads")
+        np.testing.assert_allclose(once, wanted, rtol=0, atol=5e-6 * np.abs(wanted).max(initial=1.0))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

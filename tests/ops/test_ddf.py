@@ -261,3 +261,31 @@ def test_inputs_are_not_changed(device: str) -> None:
     out.sum().backward()
     for value, old in zip(inputs, before, strict=True):
         assert torch.equal(value, old)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(24, 32, 33, 128), (13, 64, 40, 132), (1, 96, 131, 488)])
+def test_large_images_on_a_gpu(size, dtype, scale, heads, padding):
+    batch, channels, height, width = size
+    features = torch.randn(size, device="cuda").to(dtype)
+    channel = torch.randn(batch, scale**2, channels, 3, 3, device="cuda").to(dtype)
+    spatial = torch.randn(batch, scale**2 * heads * 9, height, width, device="cuda").to(dtype)
+
+    def call(image):
+        if scale == 1:
+            return ddf(image, channel[:, 0], spatial, kernel_size=3, heads=heads, padding=padding)
+        return ddf_up(image, channel, spatial, scale=scale, kernel_size=3, heads=heads, padding=padding)
+
+    result = call(features)
+    numbers = reference.REPLICATE if padding == "replicate" else reference.ZEROS
+    wide = (features.double(), channel.double(), spatial.double())
+    expected = reference.ddf(*wide, scale, 3, 1, 1, heads, reference.MUL, numbers)
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}[dtype]
+    assert (result - expected).abs().max() < tolerance * expected.abs().max()
+    # Other kernels take what lies one element off (tests/ops/test_cuda_sources.py), and add in the same order.
+    shifted = features.new_empty(features.numel() + 1)[1:].view_as(features).copy_(features)
+    assert torch.equal(call(shifted), result)

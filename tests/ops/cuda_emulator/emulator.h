@@ -2,7 +2,8 @@
 // blocks run one after another. Include it before the kernels, with DDFUP_CUDA_EMULATOR defined.
 //
 // Stricter than a GPU: a thread that ends while its block or warp waits for it is an error, and blocks can run their
-// threads in falling order (`reversed`), which brings to light a barrier that is missing.
+// threads in falling order (`reversed`), which brings to light a barrier that is missing. Asynchronous copies arrive as
+// late as they may; until then their targets are NaN.
 #pragma once
 
 #include <math.h>
@@ -33,6 +34,9 @@ using std::min;
 struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
+struct uint2 {
+  unsigned x, y;
+};
 struct uint4 {
   unsigned x, y, z, w;
 };
@@ -41,6 +45,12 @@ struct __half {
 };
 struct __nv_bfloat16 {
   uint16_t bits;
+};
+struct __half2 {
+  __half x, y;
+};
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
 };
 
 inline Index threadIdx, blockIdx, blockDim, gridDim;
@@ -53,6 +63,12 @@ constexpr int kMostThreads = 1024, kWarp = 32, kStack = 256 * 1024;
 
 // Fibers start by makecontext and live on from block to block; between them and the scheduler it takes _longjmp,
 // because swapcontext calls the kernel each time.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Block {
   jmp_buf scheduler;
   jmp_buf fiber[kMostThreads];
@@ -62,6 +78,8 @@ struct Block {
   std::unique_ptr<char[]> stacks{new char[static_cast<size_t>(kMostThreads) * kStack]};
   std::function<void()> body;
   std::exception_ptr error;
+  std::vector<std::vector<Copy>> copies[kMostThreads];  // groups on their way
+  std::vector<Copy> open_copies[kMostThreads];          // of the group not committed yet
   int current = 0;
 };
 
@@ -72,6 +90,23 @@ inline void wait(State at) {
   const int self = block.current;
   block.state[self] = at;
   if (!_setjmp(block.fiber[self])) _longjmp(block.scheduler, 1);
+}
+
+inline void copy_async(void* to, const void* from, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    throw std::runtime_error("a copy is not aligned");
+  block.open_copies[block.current].push_back({to, from, bytes});
+  std::memset(to, 0xff, bytes);
+}
+inline void commit_copies() {
+  block.copies[block.current].push_back(std::exchange(block.open_copies[block.current], {}));
+}
+inline void wait_copies(size_t most_left) {
+  auto& groups = block.copies[block.current];
+  while (groups.size() > most_left) {
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    groups.erase(groups.begin());
+  }
 }
 
 inline void live() {
@@ -110,6 +145,7 @@ inline bool release(int first, int last, State at) {
 
 inline void run_block(int threads) {
   std::fill(block.state, block.state + threads, State::kReady);
+  for (int i = 0; i < threads; ++i) block.copies[i].clear(), block.open_copies[i].clear();
   for (bool moving = true; moving;) {
     moving = false;
     for (int step = 0; step < threads; ++step) {
@@ -128,6 +164,11 @@ inline void run_block(int threads) {
     throw std::runtime_error("a barrier is not reached by all threads");
   }
   if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
+  for (int i = 0; i < threads; ++i) {
+    bool left = !block.open_copies[i].empty();
+    for (const auto& group : block.copies[i]) left |= !group.empty();
+    if (left) throw std::runtime_error("a copy is not waited for");
+  }
 }
 
 template <typename Kernel, typename... Arguments>
@@ -170,6 +211,15 @@ T __ldg(const T* from) {
   return *from;
 }
 
+// A store past the caches, as far as there are any.
+template <typename T>
+void __stcs(T* to, T value) {
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(T)) throw std::runtime_error("a store is not aligned");
+  std::memcpy(to, &value, sizeof value);
+}
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
 inline unsigned __float_as_uint(float value) { return emulator::bits_as<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return emulator::bits_as<float>(bits); }
 inline long long __double_as_longlong(double value) { return emulator::bits_as<long long>(value); }
@@ -204,4 +254,8 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   const unsigned bits = __float_as_uint(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }

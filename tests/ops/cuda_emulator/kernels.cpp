@@ -35,6 +35,9 @@ struct Launch {
     std::free(name);
     if (!dry) emulator::launch(kernel, blocks, block_x, block_y, arguments...);
   }
+
+  template <typename Kernel>
+  void prefer_shared_memory(Kernel*) const {}
 };
 
 enum class Wanted : int { kOutput, kGradFeatures, kGradChannel, kGradSpatial };
@@ -44,7 +47,7 @@ struct Arguments {
   const void *features, *channel_filter, *spatial_filter, *grad_output;
   void* result;
   Strides features_strides, spatial_strides, output_strides, result_strides;
-  int64_t enough_blocks;
+  int64_t enough_blocks, least_filled;
 };
 
 template <typename T>
@@ -53,6 +56,7 @@ void run(Wanted wanted, bool dry, const Arguments& a) {
   cuda::Call<T> call{};
   call.problem = a.problem;
   call.enough_blocks = a.enough_blocks;
+  call.least_filled = a.least_filled;
   call.features = static_cast<const T*>(a.features);
   call.channel_filter = static_cast<const T*>(a.channel_filter);
   call.spatial_filter = static_cast<const T*>(a.spatial_filter);
@@ -116,6 +120,29 @@ extern "C" const char* ddf_channel_norm(const float* in, int64_t rows, int chann
   call.rows = rows, call.channels = channels, call.eps = eps;
   try {
     ddfup::cuda::channel_norm(Launch{false}, call);
+  } catch (const std::exception& error) {
+    text = error.what();
+  }
+  return text.c_str();
+}
+
+extern "C" const char* ddf_channel_norm_backward(const float* grad, const float* in, int64_t rows, int channels,
+                                                 const float* weight, float eps, int64_t enough_blocks, bool reversed,
+                                                 float* grad_in, float* grad_weight, float* grad_bias) {
+  text.clear();
+  emulator::reversed = reversed;
+  ddfup::cuda::NormBackwardCall call{};
+  call.enough_blocks = enough_blocks;
+  call.grad = grad, call.in = in, call.weight = weight;
+  call.grad_in = grad_in, call.grad_weight = grad_weight, call.grad_bias = grad_bias;
+  call.rows = rows, call.channels = channels, call.eps = eps;
+  std::vector<float> scratch;
+  const auto allocate = [&scratch](int64_t count) {
+    scratch.assign(count, std::numeric_limits<float>::quiet_NaN());
+    return scratch.data();
+  };
+  try {
+    ddfup::cuda::channel_norm_backward(Launch{false}, allocate, call);
   } catch (const std::exception& error) {
     text = error.what();
   }
