@@ -97,7 +97,7 @@ void with_type(ScalarType type, const Body& body) {
 Tensor ddf_cuda(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t scale,
                 int64_t kernel_size, int64_t stride, int64_t dilation, int64_t heads, int64_t combine,
                 int64_t padding) {
-  // Before the device is set: an exception that has to undo that ended the process.
+  // Before the device is set, so that an error has nothing to undo.
   const Problem p = problem_of(features, channel_filter, spatial_filter, scale, kernel_size, stride, dilation, heads,
                                combine, padding);
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
