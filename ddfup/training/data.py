@@ -7,7 +7,6 @@ would have seen, with any number of loader processes.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -398,9 +397,3 @@ def augment_guide(guide: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
             dtype=np.float32,
         )
     return image
-
-
-def tuning_pairs(frames: Sequence[Frame], count: int) -> list[Frame]:
-    """Choose ``count`` frames, spread evenly over the set."""
-    step = max(1, math.ceil(len(frames) / max(1, count)))
-    return list(frames[::step])[:count]

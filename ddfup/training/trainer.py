@@ -11,35 +11,27 @@ import dataclasses
 import json
 import math
 import os
-import signal
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, destroy_process_group, init_process_group, is_initialized
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from ddfup import models
-from ddfup.degrade import degrade
 from ddfup.devices import find_device
-from ddfup.errors import ArgumentError, DDFUpError, InputError, OutputError, WeightsError
-from ddfup.metrics import rmse
+from ddfup.errors import ArgumentError, InputError, OutputError, WeightsError
 from ddfup.training import checkpoint
 from ddfup.training.config import TrainingConfig
-from ddfup.training.data import Batch, ErrorsAsValues, Frame, StepBatches, batch_of, load_frames, tuning_pairs
+from ddfup.training.data import Batch, StepBatches, load_frames
+from ddfup.training.loading import is_loaders_end, load_batches
 from ddfup.training.optimization import UNIT, learning_rate, loss_function, squared_weight, take_step
 from ddfup.training.recording import RecordedGradients
-
-# Protocol of the field for NYU: a border of 6 pixels is left out.
-_TUNE_BORDER = 6
-_TUNE_FACTORS = (4, 8, 16)
+from ddfup.training.tuning import tuning_error, tuning_pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,34 +54,6 @@ class Progress:
     def loss(self) -> float:
         """Running mean of the loss; whoever reads it waits for the GPU."""
         return float(self.mean_loss)
-
-
-def tuning_error(network: nn.Module, frames: list[Frame], device: torch.device) -> dict[str, float]:
-    """Mean over frames of the RMSE in centimetres, for bicubic and nearest low resolution at every factor.
-
-    Args:
-        network: Called on whole images.
-        frames: With depth in metres.
-        device: Where the network is.
-    """
-    # A network for one factor is measured at that factor only.
-    own = getattr(network.config, "scale", None)
-    errors: dict[str, float] = {}
-    for kind in ("bicubic", "nearest"):
-        for factor in _TUNE_FACTORS if own is None else (own,):
-            values = []
-            for frame in frames:
-                h, w = (length - length % factor for length in frame.depth.shape)
-                gt = frame.depth[:h, :w]
-                # A copy: what is degraded by Pillow must not be written to, which PyTorch warns of.
-                low = torch.tensor(degrade(gt, factor, kind))[None, None].to(device)
-                guide = torch.from_numpy(frame.guide[:h, :w]).to(device).permute(2, 0, 1)[None].float() / 255
-                with torch.no_grad():
-                    prediction = network(low, guide, low > 0)[0, 0].cpu().numpy()
-                b = slice(_TUNE_BORDER, -_TUNE_BORDER)
-                values.append(100 * rmse(prediction[b, b], gt[b, b]))
-            errors[f"{kind} x{factor}"] = float(np.mean(values))
-    return errors
 
 
 class Trainer:
@@ -259,7 +223,8 @@ class Trainer:
         begin = saved = time.monotonic()
         measured = self.step
         try:
-            for batch in self._loader():
+            remaining = range(self.step, section.steps)
+            for batch in load_batches(self.batches, remaining, workers=self.workers, device=self.device):
                 self._train_step(batch.to(self.device))
                 if self.step % section.tune_every == 0:
                     self._measure()
@@ -285,7 +250,7 @@ class Trainer:
                     # PyTorch tells of a loader's process that was killed wherever the program is, and does so once.
                     self._save()
             # A signal for all processes of a job ends the loader's, too: nothing that went wrong.
-            if self._stopping and self._whole and _is_loaders_end(error):
+            if self._stopping and self._whole and is_loaders_end(error):
                 return self.step >= section.steps
             raise
         finally:
@@ -300,21 +265,6 @@ class Trainer:
         flag = torch.tensor(float(stop), device=self.device)
         all_reduce(flag, ReduceOp.MAX)
         return bool(flag.item())
-
-    def _loader(self) -> Iterator[Batch]:
-        remaining = range(self.step, self.config.optimization.steps)
-        loader: DataLoader[Batch | DDFUpError] = DataLoader(
-            ErrorsAsValues(self.batches),
-            batch_size=None,
-            sampler=remaining,
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=8 if self.workers else None,
-            worker_init_fn=_leave_signals_to_parent,
-        )
-        with _one_thread():
-            items = iter(loader)
-        return map(batch_of, items)
 
     def _train_step(self, batch: Batch) -> None:
         section = self.config.optimization
@@ -405,7 +355,7 @@ class Trainer:
                 description=model.description,
             )
         except OSError as error:
-            if _is_loaders_end(error):
+            if is_loaders_end(error):
                 raise
             raise OutputError(f"{self.weights}: cannot be written ({error})") from error
 
@@ -445,28 +395,3 @@ def _do_nothing() -> None:
 def _destroy_group() -> None:
     if is_initialized():
         destroy_process_group()
-
-
-def _is_loaders_end(error: BaseException) -> bool:
-    told = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    return told or isinstance(error, ConnectionError | EOFError)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep OpenCV from having as many threads as there are cores in each of the processes that are made meanwhile.
-
-    Asked in such a process itself, it would wait for the threads of its parent for ever.
-    """
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Keep loader processes alive through ctrl-C, which reaches them too: the parent ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

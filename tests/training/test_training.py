@@ -26,9 +26,10 @@ from ddfup.errors import ArgumentError, InputError, OutputError, PairingError, W
 from ddfup.training import data as training_data
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
-from ddfup.training.data import Frame, StepBatches, detail_of, load_frames, tuning_pairs
+from ddfup.training.data import Frame, StepBatches, detail_of, load_frames
 from ddfup.training.optimization import learning_rate, loss_function, squared_weight, take_step
-from ddfup.training.trainer import Trainer, tuning_error
+from ddfup.training.trainer import Trainer
+from ddfup.training.tuning import tuning_error, tuning_pairs
 
 
 @pytest.fixture(scope="module")
