@@ -125,7 +125,7 @@ bool has_runs(const T* start, const Strides& s, int64_t count) {
          reinterpret_cast<uintptr_t>(start) % (count * static_cast<int64_t>(sizeof(T))) == 0;
 }
 
-// Whether the tile kernel could be used: of a problem that is large, and that it fits.
+// Launches the tile kernel if the problem is large and fits it; returns whether it did.
 template <typename T, int SCALE, int CHUNK, typename Launch>
 bool forward_tiles(const Launch& launch, Call<T> call) {
   using Tile = Tiling<T, SCALE, CHUNK>;

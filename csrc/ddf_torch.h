@@ -15,6 +15,13 @@ inline Strides strides_of(const torch::stable::Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
+inline bool is_floating(const torch::stable::Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  const ScalarType type = tensor.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
 inline bool is_beside(const torch::stable::Tensor& tensor, const torch::stable::Tensor& first) {
   return tensor.device() == first.device();
 }
@@ -50,6 +57,7 @@ inline Problem problem_of(const torch::stable::Tensor& features, const torch::st
   STD_TORCH_CHECK(channel.size(0) == p.batch && channel.size(1) == scale * scale && channel.size(2) == p.channels &&
                       channel.size(3) == kernel_size && channel.size(4) == kernel_size,
                   "ddfup: channel_filter does not fit the features");
+  STD_TORCH_CHECK(is_floating(features), "ddfup: dtype must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(channel.scalar_type() == features.scalar_type() && spatial.scalar_type() == features.scalar_type(),
                   "ddfup: the three tensors must have one dtype");
   STD_TORCH_CHECK(is_beside(channel, features) && is_beside(spatial, features),

@@ -69,7 +69,6 @@ def _unrounded() -> Iterator[None]:
     with contextlib.ExitStack() as before:
         before.callback(_set_convolutions())
         before.callback(_set_products())
-        before.callback(_set_search())
         yield
 
 
@@ -97,15 +96,22 @@ def _set_products() -> Callable[[], None]:
     return lambda: torch.set_float32_matmul_precision(before)
 
 
-def _set_search() -> Callable[[], None]:
-    """Have cuDNN try its ways of computing a convolution, once for each size; return what undoes it."""
-    # Without TF32 its guess can be Fourier transforms, and a network take four times as long (an H100, 1920 x 1080).
+@contextlib.contextmanager
+def _search() -> Iterator[None]:
     settings = torch.backends.cudnn
     before = settings.benchmark
     settings.benchmark = True
-    return lambda: setattr(settings, "benchmark", before)
+    try:
+        yield
+    finally:
+        settings.benchmark = before
 
 
 # Keeps GPUs from rounding the factors of convolutions and matrix products to 10 bits (TF32), as PyTorch lets them.
 # Results would differ from the CPU's, and those of tiles from the whole's, by up to 0.002 of the range of depth.
 full_float32 = SharedContext(_unrounded)
+
+# Has cuDNN try its ways of computing each convolution whose sizes are new to it, which takes as long as some calls, and
+# pays where sizes come again. Without TF32 its guess can be Fourier transforms, and a network take seven times as long
+# (an H100, 1920 x 1080).
+cudnn_search = SharedContext(_search)

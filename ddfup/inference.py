@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddfup import inputs, models
-from ddfup.devices import find_device, full_float32, is_out_of_memory
+from ddfup.devices import cudnn_search, find_device, full_float32, is_out_of_memory
 from ddfup.errors import ArgumentError, DeviceError
 from ddfup.graphs import Recorder
 from ddfup.ops import native
@@ -93,7 +93,7 @@ class Upsampler:
         self.model_name = info.name
         self.weights_sha256 = info.sha256
         self._network = models.load_model(info.path, self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._recorder = Recorder(self._network)
+        self._recorder = Recorder(self._network) if self._device.type == "cuda" else None
 
     @property
     def device(self) -> str:
@@ -174,14 +174,29 @@ class Upsampler:
                 photo = image.to(self._device) if side == first else image
                 return self._run_tiled(low.to(self._device), mask.to(self._device), photo, side)
             except RuntimeError as error:
-                smaller = (side if side is not None else max(image.size)) // 2
-                can_tile = self._tile != "none" and isinstance(self._network, Tileable)
-                if not is_out_of_memory(error) or not can_tile or smaller < _SMALLEST_TILE:
+                if not is_out_of_memory(error):
                     raise
-                side = smaller
+                # What is kept of other sizes may be all that is missing.
+                if not self.release():
+                    smaller = (side if side is not None else max(image.size)) // 2
+                    if self._tile == "none" or not isinstance(self._network, Tileable) or smaller < _SMALLEST_TILE:
+                        raise
+                    side = smaller
             if self._device.type == "cuda":
-                self._recorder.forget()
+                # Only now: until here the error held what was computed before it.
                 torch.cuda.empty_cache()
+
+    def release(self) -> bool:
+        """Give back the memory of a GPU that is kept for pictures of sizes that have come before.
+
+        Returns:
+            Whether there was any. Nothing is kept on the CPU.
+        """
+        if self._recorder is None:
+            return False
+        kept = self._recorder.forget()
+        torch.cuda.empty_cache()
+        return kept
 
     def _first_tile(self, height: int, width: int) -> int | None:
         """Side of the tiles to begin with; None: the whole image at once."""
@@ -198,9 +213,9 @@ class Upsampler:
         def part(top: int, bottom: int, left: int, right: int) -> Tensor:
             return image.part(top, bottom, left, right, self._device)
 
-        with self._autocast():
+        with self._settings(tiled=side is not None):
             if side is None:
-                call = self._recorder if self._device.type == "cuda" else self._network
+                call = self._network if self._recorder is None else self._recorder
                 return _result(call(depth, part(0, height, 0, width), valid))
             network = self._network
             assert isinstance(network, Tileable)
@@ -226,10 +241,17 @@ class Upsampler:
                 whole.put(tile, network.region(prepared, part(*tile.read), top, left))
             return _result(network.finish(prepared, whole.image))
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._dtype != torch.float32:
-            return torch.autocast(self._device.type, self._dtype)
-        return contextlib.nullcontext() if self._device.type == "cpu" else full_float32
+    @contextlib.contextmanager
+    def _settings(self, *, tiled: bool) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            if self._dtype != torch.float32:
+                held.enter_context(torch.autocast(self._device.type, self._dtype))
+            elif self._device.type == "cuda":
+                held.enter_context(full_float32)
+            if tiled and self._device.type == "cuda":
+                # Most tiles have one size. Of a whole picture's, nobody knows yet whether it comes again.
+                held.enter_context(cudnn_search)
+            yield
 
 
 @contextlib.contextmanager

@@ -96,3 +96,19 @@ def test_too_little_memory_is_told_from_other_errors(call):
 def test_other_failures_are_no_lack_of_memory():
     assert not devices.is_out_of_memory(RuntimeError('torch_call_dispatcher( "aten::sum" ) API call failed at ops.h'))
     assert not devices.is_out_of_memory(RuntimeError("shape '[2]' is invalid for input of size 3"))
+
+
+def test_cudnn_searches_only_where_it_is_asked_to():
+    settings = torch.backends.cudnn
+    with devices.full_float32:
+        assert not settings.benchmark
+        with devices.cudnn_search:
+            assert settings.benchmark
+        assert not settings.benchmark
+    settings.benchmark = True
+    try:
+        with devices.cudnn_search:
+            pass
+        assert settings.benchmark
+    finally:
+        settings.benchmark = False

@@ -4,6 +4,8 @@ What the op itself gives there is tested in ops/.
 """
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import torch
 from networks import tiny_pyramid
 
-from ddfup import cli, models
-from ddfup.graphs import Graph
+from ddfup import cli, graphs, models
+from ddfup.graphs import Graph, Recorder
 from ddfup.inference import Upsampler
 from ddfup.metrics import rmse
 from ddfup.training.config import DataSection, DataSet, ModelSection, OptimizationSection, TrainingConfig
@@ -109,6 +111,50 @@ def test_recorded_calls_give_the_same(weights, precision):
         np.testing.assert_allclose(result, expected, atol=1e-5 * np.ptp(depth))
 
 
+def test_recordings_outlive_others(weights):
+    """The memory of one that is dropped is not that of one that is kept."""
+    upsampler, sizes = Upsampler(weights, device="cuda"), ((24, 32), (16, 24), (20, 20))
+    pairs = [scene(low, tuple(8 * length for length in low), seed) for seed, low in enumerate(sizes)]
+    expected = [upsampler(*pair) for pair in pairs]
+    for index in (0, 0, 1, 1, 2, 2, 1, 2, 0, 0, 2):
+        torch.cuda.empty_cache()
+        np.testing.assert_allclose(upsampler(*pairs[index]), expected[index], atol=1e-5 * np.ptp(pairs[index][0]))
+    assert upsampler.release() and not upsampler.release()
+
+
+def test_threads_and_upsamplers_record_beside_each_other(weights):
+    upsamplers = [Upsampler(weights, device="cuda") for _ in range(2)]
+    pairs = [scene((24, 32), (192, 256), seed) for seed in range(8)]
+    expected = [Upsampler(weights, device="cuda")(*pair) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda index: upsamplers[index % 2](*pairs[index // 2 % 8]), range(64)))
+    for index, result in enumerate(results):
+        pair = index // 2 % 8
+        np.testing.assert_allclose(result, expected[pair], atol=1e-5 * np.ptp(pairs[pair][0]))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_every_gpu_records_its_own(weights):
+    upsamplers = [Upsampler(weights, device=f"cuda:{index}") for index in (1, 0, 1)]
+    pairs = [scene((24, 32), (192, 256), seed) for seed in range(4)]
+    for depth, guide in pairs:
+        first, second, third = (upsampler(depth, guide) for upsampler in upsamplers)
+        np.testing.assert_allclose(first, second, atol=1e-5 * np.ptp(depth))
+        np.testing.assert_array_equal(first, third)
+    assert torch.cuda.current_device() == 0
+
+
+def test_what_waits_for_the_gpu_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(graphs, "_refused", threading.Event())
+    recorder, stream = Recorder(lambda image: image * image.max().item()), torch.cuda.current_stream()
+    for seed in range(4):
+        image = torch.rand(64, 64, generator=torch.Generator().manual_seed(seed)).cuda()
+        torch.testing.assert_close(recorder(image), image * image.max())
+        assert torch.cuda.current_stream() == stream
+        torch.cuda.empty_cache()
+    assert graphs._refused.is_set()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_nearly_as_accurate(precision):
     depth, guide = scene((60, 80), (480, 640))
@@ -191,9 +237,11 @@ def test_training_goes_on_where_it_stopped(tmp_path, configuration):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
 
 
-def test_recorded_steps_train_alike(tmp_path, configuration):
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_recorded_steps_train_alike(tmp_path, configuration, workers):
     config = dataclasses.replace(configuration, optimization=dataclasses.replace(configuration.optimization, steps=20))
-    recorded = Trainer(config, tmp_path, tmp_path / "recorded", device="cuda", workers=0)
+    recorded = Trainer(config, tmp_path, tmp_path / "recorded", device="cuda", workers=workers)
     assert recorded.run()
     assert recorded._recorded._recorded and recorded._recorded._possible
     plain = Trainer(config, tmp_path, tmp_path / "plain", device="cuda", workers=0)

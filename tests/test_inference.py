@@ -9,6 +9,7 @@ from networks import pair, tiny_ddfupnet, tiny_pyramid
 
 from ddfup import devices, inference, inputs, models
 from ddfup.errors import ArgumentError, DeviceError, InputError, WeightsError
+from ddfup.graphs import Recorder
 from ddfup.inference import Upsampler
 
 
@@ -215,13 +216,13 @@ class Memory:
     """Stands before a network and runs out of memory for parts of more than ``limit`` pixels."""
 
     def __init__(self, upsampler, limit, error):
-        self.asked = []
+        self.asked, self.limit = [], limit
         network = upsampler._network
         region, forward = network.region, network.forward
 
         def check(part):
             self.asked.append(max(part.shape[-2:]))
-            if part.shape[-1] * part.shape[-2] > limit:
+            if part.shape[-1] * part.shape[-2] > self.limit:
                 raise error
 
         def small_region(prepared, part, top=0, left=0):
@@ -256,6 +257,32 @@ def test_out_of_memory_halves_the_tiles(weights, error):
     assert memory.asked[0] == 2200
     # 1100 was too much as well; 550 fits.
     assert 550 < memory.asked[1] <= 1100 and max(memory.asked[2:]) <= 550
+
+
+@pytest.mark.parametrize("tile", ["auto", "none"])
+def test_out_of_memory_first_costs_what_is_kept_of_other_sizes(weights, monkeypatch, tile):
+    depth, guide = arrays((8, 1100), (16, 2200))
+    expected = Upsampler(weights, device="cpu")(depth, guide)
+    upsampler = Upsampler(weights, device="cpu", tile=tile)
+    recorder = Recorder(upsampler._network, record=lambda function, inputs: lambda *later: function(*later))
+    upsampler._recorder = recorder
+    other = arrays((6, 8), (24, 32))
+    for _ in range(2):
+        upsampler(*other)
+    memory = Memory(upsampler, 700 * 16, OUT_OF_MEMORY[0])
+    forget = recorder.forget
+
+    def give_back():
+        kept = forget()
+        if kept:
+            # All of it fits now.
+            memory.limit = 2200 * 16
+        return kept
+
+    monkeypatch.setattr(recorder, "forget", give_back)
+    np.testing.assert_allclose(upsampler(depth, guide), expected, atol=1e-4 * np.ptp(depth))
+    assert memory.asked == [2200, 2200]
+    assert not upsampler.release()
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "cpu"])

@@ -38,7 +38,7 @@ from ddfup.models.sampling import (
 from ddfup.models.stages import RESIDUAL_UNIT, Stage, UpStage, run_stage
 from ddfup.tiling import Mosaic, Tile
 
-# Where more than a trunk would be left of no image.
+# A level so coarse that a pixel of it covers more than any image has.
 _COARSEST = 16
 # A trunk at this level or a coarser one, a 64th of the pixels and less, runs for the whole image at once, never in
 # tiles, which would need halos of hundreds of pixels.
@@ -60,7 +60,7 @@ class PyramidConfig:
         trunk_channels: Width of the trunk.
         trunk_blocks: Residual blocks of the trunk at level ``full_trunk_level`` and at all coarser ones; at each
             finer one, which has four times the pixels, the first half of those before run.
-        full_trunk_level: From 1 to 16.
+        full_trunk_level: The finest level at which the whole trunk runs, from 1 to 16.
         stage_blocks: Residual blocks of the stages that end at levels 0, 1, ...; the last serves all coarser ones.
         guide_blocks: Residual blocks of the guide's encoder at levels 1, 2, ...; the last serves all coarser ones.
         context_channels: Width of the vector that describes the whole depth map.

@@ -101,7 +101,8 @@ def _channel_norm_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _no_second_order(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError(
         "ddfup::channel_norm_backward has no derivative: second-order gradients of channel_norm are not supported on a "
-        "GPU; use torch.nn.functional.layer_norm, which autograd differentiates any number of times"
+        "GPU; use torch.nn.functional.layer_norm, or DDFUP_KERNELS=torch for a whole network, which autograd "
+        "differentiates any number of times"
     )
 
 

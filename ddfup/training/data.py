@@ -191,7 +191,7 @@ class StepBatches(Dataset[Batch]):
         wanted = self._crop(ratio)
         low = max(2, round(wanted / ratio))
         if name == "any":
-            low = _of_few(low)
+            low = _of_few(low, most=wanted)
         # A ratio of no name gives way to the crop's side: for every new size of the guide cuDNN plans anew, which takes
         # longer than a step on a GPU.
         crop = wanted if name == "any" else round(low * ratio)
@@ -310,10 +310,10 @@ class _Window:
         return float(table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]) / float(np.prod(high - low))
 
 
-def _of_few(side: int) -> int:
-    """A side near another, of so few that steps are alike, and a GPU can repeat what it recorded."""
+def _of_few(side: int, *, most: int) -> int:
+    """Round a side to four binary digits: of so few sizes, steps are alike, and a GPU repeats what it recorded."""
     step = max(1, 1 << max(0, (side - 1).bit_length() - 4))
-    return round(side / step) * step
+    return min(most, round(side / step) * step)
 
 
 def _draw_window(frame: Frame, crop: int, shrink: float, rng: np.random.Generator) -> _Window:

@@ -148,7 +148,9 @@ class Trainer:
             self._restore(saved)
         self.parallel: nn.Module = self.network
         self._recorded: RecordedGradients | None = None
+        self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda" and self.world == 1:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._recorded = RecordedGradients(self._gradients, list(self.network.parameters()))
         self._leave_group: Callable[[], object] = _do_nothing
         if self.world > 1:
@@ -204,19 +206,22 @@ class Trainer:
             OutputError: If a file cannot be written.
             InputError: If the data give no samples.
         """
-        with self._stream():
+        with self._on_stream():
             return self._run(max_minutes, on_step)
 
     @contextlib.contextmanager
-    def _stream(self) -> Iterator[None]:
-        """Give a GPU a stream for this work: PyTorch records no gradients of its default one."""
-        if self.device.type != "cuda":
+    def _on_stream(self) -> Iterator[None]:
+        """Work on the stream that steps are recorded on: PyTorch records no gradients of a GPU's default one."""
+        if self._stream is None:
             yield
             return
-        torch.cuda.synchronize(self.device)
-        with torch.cuda.stream(torch.cuda.Stream(self.device)):  # type: ignore[no-untyped-call]
-            yield
-        torch.cuda.synchronize(self.device)
+        outside = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(outside)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            outside.wait_stream(self._stream)
 
     def _run(self, max_minutes: float, on_step: Callable[[Progress], None] | None) -> bool:
         section = self.config.optimization

@@ -13,6 +13,7 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ from ddfup.training import data as training_data
 from ddfup.training import trainer as trainer_module
 from ddfup.training.config import DataSet, load_config
 from ddfup.training.data import Frame, StepBatches, detail_of, load_frames
+from ddfup.training.loading import load_batches
 from ddfup.training.optimization import learning_rate, loss_function, squared_weight, take_step
 from ddfup.training.trainer import Trainer
 from ddfup.training.tuning import tuning_error, tuning_pairs
@@ -169,6 +171,12 @@ def test_hidden_files_are_no_frames_and_stems_are_unique(tmp_path):
 def batches(root, settings, **options):
     sets = [(load_frames(root, s), s.weight) for s in settings.data.train]
     return StepBatches(sets, settings.data, **{"seed": settings.optimization.seed, **options})
+
+
+def test_sides_of_free_ratios_are_few_and_fit():
+    sides = {side: training_data._of_few(side, most=side) for side in range(2, 513)}
+    assert all(few <= side and few >= side / 1.125 for side, few in sides.items())
+    assert len({training_data._of_few(side, most=512) for side in sides}) < 60
 
 
 def test_free_ratios_leave_the_crops_their_sides(root, config):
@@ -486,6 +494,18 @@ def test_an_error_of_the_data_is_told_as_it_is(root, config, tmp_path, workers):
         run.run()
     assert caught.value.message == "crop of 128 pixels does not fit a training image of 84 x 68"
     assert caught.value.hint == "lower [data] crops, or leave the set out"
+
+
+def test_loaders_have_one_thread_each(root, config, monkeypatch):
+    """OpenCV would have as many as there are cores in every process."""
+    monkeypatch.setattr(StepBatches, "__getitem__", lambda self, step: cv2.getNumThreads())
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        found = load_batches(batches(root, config()), range(2), workers=1, device=torch.device("cpu"))
+        assert list(found) == [1, 1] and cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_a_finished_run_stays_as_it_is(root, config, tmp_path):

@@ -61,14 +61,14 @@ enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
 
 constexpr int kMostThreads = 1024, kWarp = 32, kStack = 256 * 1024;
 
-// Fibers start by makecontext and live on from block to block; between them and the scheduler it takes _longjmp,
-// because swapcontext calls the kernel each time.
 struct Copy {
   void* to;
   const void* from;
   size_t bytes;
 };
 
+// Fibers start by makecontext and live on from block to block; between them and the scheduler it takes _longjmp,
+// because swapcontext calls the kernel each time.
 struct Block {
   jmp_buf scheduler;
   jmp_buf fiber[kMostThreads];
