@@ -38,7 +38,6 @@ _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     help="Guided depth upsampling: low-resolution depth + photo -> sharp high-resolution depth.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None: those of the process.
 
     Returns:
-        Exit code: 0 done, 1 internal error, 2 usage, 4 bad input, 6 output, 7 weights, 8 device or memory,
-        130 and 143 interrupted, 141 nobody reads the output any more.
+        Exit code: 0 done, 1 internal error, 2 usage, 3 done but for some, 4 bad input, 5 nothing makes a pair,
+        6 output, 7 weights, 8 device or memory, 130 and 143 interrupted, 141 nobody reads the output any more.
     """
     hold_places()
     keep_freed_memory()

@@ -17,8 +17,9 @@ from ddfup._stderr import quiet_stderr
 from ddfup.errors import InputError
 from ddfup.formats.base import AGAIN, DEFAULT_MAX_PIXELS, check_pixels, check_ratio, decoding, read_start
 from ddfup.formats.exr import EXR_MAGIC, ExrHeader, exr_header, exr_pixels
-from ddfup.formats.png import PNG_MAGIC, png_chunks, png_read
-from ddfup.formats.tiff import TIFF_MAGICS, tiff_page
+from ddfup.formats.orientation import ORIENTATION_TAG, UPRIGHT, known_orientation, upright, upright_size
+from ddfup.formats.png import PNG_MAGIC, png_orientation, png_read
+from ddfup.formats.tiff import TIFF_MAGICS, tiff_orientation, tiff_page
 
 # Pictures of several frames (MPO, what iPhones write) come in through Pillow's JPEG reader.
 GUIDE_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
@@ -29,7 +30,6 @@ _MAGICS = {
     "WebP": (b"RIFF",),
     "EXR": (EXR_MAGIC,),
 }
-_ORIENTATION = 274  # EXIF and TIFF tag
 # PhotometricInterpretation of TIFF, as far as 16 bits are read.
 _TIFF_COLOURS = {0: "white is 0", 1: "black is 0", 2: "RGB", 5: "inks"}
 _PILLOW_LIMIT = threading.Lock()
@@ -65,12 +65,11 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
     """
     start = read_start(path)
     with decoding(path, _kind(start)):
-        orientation = 1
+        orientation = UPRIGHT
         if start.startswith(TIFF_MAGICS):
             # Pillow cannot open every 16-bit TIFF, so the header is read by the one who will decode it.
             with tiff_page(path) as page:
-                tag = page.tags.get(_ORIENTATION)
-                orientation = int(tag.value) if tag is not None else orientation
+                orientation = tiff_orientation(page)
                 size = (int(page.imagewidth), int(page.imagelength))
                 kind, decoder = "TIFF", "tiff" if page.dtype == np.uint16 else "pillow"
                 _check_tiff(path, page)
@@ -78,7 +77,7 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
             # Not by Pillow: looking for EXIF, it would decode the picture before its size is checked.
             kind, decoder = "PNG", "png" if start[24] == 16 else "pillow"
             size = struct.unpack(">II", start[16:24])
-            orientation = _png_orientation(path)
+            orientation = png_orientation(path)
         elif start.startswith(EXR_MAGIC):
             exr = exr_header(path)
             _colour_channels(path, exr)
@@ -93,12 +92,10 @@ def read_guide_header(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Gu
                 check_ratio(path, 3 * canvas[0] * canvas[1], path.stat().st_size)
             with _pillow(path) as picture:
                 size, kind, decoder = picture.size, str(picture.format), "pillow"
-                orientation = int(picture.getexif().get(_ORIENTATION, 1))
-    orientation = orientation if 1 <= orientation <= 8 else 1
+                orientation = known_orientation(picture.getexif().get(ORIENTATION_TAG))
     check_pixels(path, *size, max_pixels)
     check_ratio(path, 3 * size[0] * size[1], path.stat().st_size)
-    width, height = size[::-1] if orientation >= 5 else size
-    return GuideHeader(width, height, orientation, kind, decoder)
+    return GuideHeader(*upright_size(*size, orientation), orientation, kind, decoder)
 
 
 def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -134,7 +131,7 @@ def read_guide(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
         if image.ndim != 3 or image.shape[-1] not in (1, 2, 3, 4):
             raise InputError(f"{path}: a guide must have 1 to 4 channels; got shape {image.shape}", "save it as PNG")
         image = image[..., :1].repeat(3, axis=-1) if image.shape[-1] <= 2 else image[..., :3]
-        return np.ascontiguousarray(_upright(image, header.orientation))
+        return np.ascontiguousarray(upright(image, header.orientation))
 
 
 def _kind(start: bytes) -> str:
@@ -158,20 +155,6 @@ def _webp_canvas(start: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _png_orientation(path: Path) -> int:
-    from PIL import Image
-
-    body = b""
-    for kind, content in png_chunks(path):
-        if kind == b"eXIf":
-            body = bytes(content)
-    if not body:
-        return 1
-    exif = Image.Exif()
-    exif.load(body)
-    return int(exif.get(_ORIENTATION, 1))
-
-
 def _read_8bit_guide(path: Path, orientation: int) -> NDArray[np.uint8]:
     with _pillow(path) as picture:
         if picture.mode in ("F", "I") or picture.mode.startswith("I;"):
@@ -181,7 +164,7 @@ def _read_8bit_guide(path: Path, orientation: int) -> NDArray[np.uint8]:
             )
         image = np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
         # Pillow turns TIFF pictures by itself, and only these.
-        return image if picture.format == "TIFF" else np.ascontiguousarray(_upright(image, orientation))
+        return image if picture.format == "TIFF" else np.ascontiguousarray(upright(image, orientation))
 
 
 def _check_tiff(path: Path, page: Any) -> None:
@@ -253,17 +236,6 @@ def _open_heif(path: Path) -> Any:
             "pip install 'ddfup[heic]', or save the guide as JPEG",
         ) from None
     return pillow_heif.open_heif(path)
-
-
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    # EXIF: 5 to 8 are transposed; then rows, columns or both run backwards.
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
 
 
 @contextmanager

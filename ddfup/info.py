@@ -18,6 +18,7 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 16
 _COLUMNS = 80
 _LABELS = 30
+_FIGURE = 8
 # Beyond these medians the usual unit is hard to believe: in metres, and in millimetres.
 _FAR_METRES, _FAR_MM = 200.0, 20_000.0
 # Integers do not say what they count: these are the other usual steps.
@@ -62,9 +63,10 @@ def describe(
     except InputError as error:
         return _picture(path, max_pixels, error)
     valid = np.isfinite(numbers)
-    for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
-        if np.isfinite(value):
-            valid &= numbers != value
+    with np.errstate(over="ignore", invalid="ignore"):  # a mark beyond the type, and signalling NaN
+        for value in (*invalid, *([] if header.nodata is None else [header.nodata])):
+            if np.isfinite(value):
+                valid &= numbers != value
     stored = numbers[valid]
     notes = io.read_notes(path) if row.name in io.FORMATS else {}
     guess, reason = (unit, "as given") if unit else guess_unit(stored, notes, path)
@@ -75,12 +77,13 @@ def describe(
         "bytes": path.stat().st_size,
         "width": header.width,
         "height": header.height,
+        "orientation": header.orientation,
         "dtype": str(header.dtype),
         "unit": guess.name if guess else None,
         "unit_reason": reason,
     }
     meaning = guess or io.UNITS["disparity"]
-    values = _meant(meaning, stored)
+    stored, values = _measured(meaning, stored)
     facts |= {
         "values_in": meaning.label or "stored values",
         "valid_fraction": values.size / numbers.size,
@@ -95,7 +98,7 @@ def describe(
         "otherwise": {},
         "levels": {},
     }
-    if unit is None and guess is not None and reason.startswith(_INTEGERS):
+    if values.size and unit is None and guess is not None and reason.startswith(_INTEGERS):
         others = (io.UNITS[name] for name in _OTHERS if io.UNITS[name].per_metre != guess.per_metre)
         facts["otherwise"] = {
             other.name: [float(end) / other.factor for end in (stored.min(), stored.max())] for other in others
@@ -113,11 +116,15 @@ def describe(
     return facts
 
 
-def _meant(unit: io.Unit, stored: NDArray[Any]) -> NDArray[np.float64]:
+def _measured(unit: io.Unit, stored: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return stored values that a unit has a meaning for, and what they mean: no depth is 0 or less."""
     if unit.coding and stored.dtype.str[1:] != "u2":
         raise ArgumentError(f"unit {unit.name} is for unsigned 16-bit values; got {stored.dtype}")
     values = unit.from_stored(stored)
-    return values[np.isfinite(values) & (values >= 0)] if unit.label else values
+    if not unit.label:
+        return stored, values
+    kept = np.isfinite(values) & (values > 0)
+    return stored[kept], values[kept]
 
 
 def _picture(path: Path, max_pixels: int, error: InputError) -> dict[str, Any]:
@@ -192,7 +199,8 @@ def guess_unit(stored: NDArray[Any], notes: Mapping[str, str], path: Path) -> tu
             return None, f"the file names an unknown unit, {written[:40]!r}"
     if not stored.size:
         return None, "no value to guess from"
-    middle = float(np.median(stored))
+    above = stored[stored > 0]  # the others are disparity, or holes
+    middle = float(np.median(above if above.size else stored))
     if "disp" in path.stem.lower():
         return io.UNITS["disparity"], "its name says disparity"
     if stored.dtype.kind == "f":
@@ -225,10 +233,12 @@ def lines(facts: Mapping[str, Any], *, blocks: str = " ▏▎▍▌▋▊▉█"
     size = f"{facts['width']}x{facts['height']}"
     if facts["kind"] == "picture":
         yield _line("picture", f"{facts['format'].upper()}, {size}, {facts['values']}, {facts['bytes']} bytes")
-        yield _line("orientation", f"EXIF {facts['orientation']}: stored {facts['stored']}")
+        yield _orientation(facts["orientation"])
         return
     kind = "confidence" if facts["levels"] else "depth"
     yield _line(kind, f"{facts['format'].upper()}, {size}, {facts['dtype']}, {facts['bytes']} bytes")
+    if facts["orientation"] != 1:
+        yield _orientation(facts["orientation"])
     if facts["levels"]:
         pixels = facts["width"] * facts["height"]
         shares = (
@@ -250,7 +260,7 @@ def lines(facts: Mapping[str, Any], *, blocks: str = " ▏▎▍▌▋▊▉█"
         stored = f"stored {facts['stored_minimum']:.6g} to {facts['stored_maximum']:.6g}"
         yield _line("range", f"{facts['minimum']:.6g} to {facts['maximum']:.6g}{label} ({stored})")
         yield _line("percentiles", "".join(f"{share + ' %':>9}" for share in facts["percentiles"]))
-        yield _line("", "".join(f"{mark:9.4g}" for mark in facts["percentiles"].values()))
+        yield _line("", "".join(f"{_figure(mark):>9}" for mark in facts["percentiles"].values()))
     yield _line("holes", f"{facts['holes_fraction']:.1%} ({holes} pixels)")
     for key, text in facts["metadata"].items():
         yield _line("metadata", f"{key}: {text}")
@@ -260,12 +270,24 @@ def lines(facts: Mapping[str, Any], *, blocks: str = " ▏▎▍▌▋▊▉█"
     most, total = max(counts, default=0), sum(counts)
     room = _COLUMNS - _LABELS - 8
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        name = f"{low:.4g} to {high:.4g}{label}".rjust(_LABELS)
+        name = f"{_figure(low)} to {_figure(high)}{label}".rjust(_LABELS)
         yield f"{name} {_bar(count / most * room, blocks):<{room}} {count / total:>6.1%}"
 
 
 def _line(name: str, text: str) -> str:
     return f"{name:<12} {text}"
+
+
+def _orientation(orientation: int) -> str:
+    return _line("orientation", f"EXIF {orientation}: stored {_ORIENTATIONS[orientation]}")
+
+
+def _figure(value: float) -> str:
+    """Write a number in at most 8 characters: of 4 digits, or whole; with an exponent where neither fits."""
+    whole = f"{value:.0f}"
+    if abs(value) >= 9999.5 and len(whole) <= _FIGURE:
+        return whole
+    return next(text for digits in (4, 3, 2, 1) if len(text := f"{value:.{digits}g}") <= _FIGURE)
 
 
 def _bar(length: float, blocks: str) -> str:

@@ -30,6 +30,7 @@ from ddfup.formats.base import (
     decoding,
     read_start,
 )
+from ddfup.formats.orientation import upright
 from ddfup.formats.raw import RAW_TYPES, Raw, raw_format
 from ddfup.guides import GuideHeader, read_guide, read_guide_header
 from ddfup.sizes import check_sizes
@@ -210,7 +211,8 @@ def read_depth(
     Args:
         path: File of one of `FORMATS` with one channel.
         unit: Meaning of the stored numbers; by default integers are millimetres and floats metres.
-        invalid: Stored values that mean "no measurement". NaN, infinities and negative depths always do.
+        invalid: Stored values that mean "no measurement". NaN and infinities always do, and depths that are not
+            above 0.
         max_pixels: Largest number of pixels allowed, checked before decoding.
         confidence: Confidence map of the same size, or None; see `read_confidence`.
         min_confidence: Pixels of less confidence have no measurement.
@@ -224,7 +226,7 @@ def read_depth(
     unit = unit or UNITS["m" if header.dtype.kind == "f" else "mm"]
     valid: NDArray[np.bool_] = np.isfinite(stored)
     if unit.per_metre is not None:
-        valid &= stored >= 0
+        valid &= stored > 0
     if confidence is not None:
         valid &= read_confidence(confidence, header, max_pixels=max_pixels, raw=raw) >= min_confidence
     with np.errstate(over="ignore", invalid="ignore"):  # damaged floats may be signalling NaN
@@ -235,9 +237,9 @@ def read_depth(
     if unit.coding:
         valid &= np.isfinite(depth)
     if not valid.any():
-        marks = ", ".join(f"{value:g}" for value in invalid)
+        marks = ", ".join(f"{value:g}" for value in invalid if value or unit.per_metre is None)
         raise InputError(
-            f"{path}: has no valid pixel: all {stored.size} values mean no measurement ({marks}, negative"
+            f"{path}: has no valid pixel: all {stored.size} values mean no measurement ({marks or 'nan'}, not above 0"
             + (")" if confidence is None else f", or confidence below {min_confidence})"),
             "check that this is the depth file, and --invalid",
         )
@@ -266,7 +268,7 @@ def read_stored(
 
 def _decode(path: Path, row: Format, header: Header) -> NDArray[Any]:
     with decoding(path, row.name.upper()):
-        raw = row.read(path)
+        raw = upright(row.read(path), header.orientation)
     if raw.shape != (header.height, header.width):
         raise InputError(
             f"{path}: must decode to its header's {header.width}x{header.height}; got shape {raw.shape}", AGAIN

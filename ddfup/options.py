@@ -109,6 +109,14 @@ def one_of(ctx: typer.Context, **flags: bool) -> tuple[bool, ...]:
     return tuple(flags.values())
 
 
+def refuse_alone(ctx: typer.Context, option: str, needed: str, present: object) -> None:
+    """Refuse an option on the command line that says nothing without another; in a config file it may wait for it."""
+    source = getattr(ctx.get_parameter_source(option), "name", "")
+    if source == "COMMANDLINE" and not present:
+        name = "--" + option.replace("_", "-")
+        raise ArgumentError(f"{name} must come with {needed}; it is missing", f"add {needed}, or leave {name} out")
+
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DepthFormat = Literal["png", "tiff", "exr", "pfm", "pgm", "npy", "npz"]
 

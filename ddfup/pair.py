@@ -227,7 +227,8 @@ def run(work: Plan, inputs: Inputs, upsampler: Upsampler, options: Options) -> R
     if below:
         least = max(low, float(source.depth[source.valid].min()))
         depth = np.where(depth < low, np.float32(least), depth)
-        notes.append(f"{below} pixels came out below what {dtype} holds and were set to {least:g}{_label(unit)}")
+        smallest = f"the smallest {'value' if unit.per_metre is None else 'depth'} of {dtype}, {low:g}{_label(unit)}"
+        notes.append(f"{below} pixels came out below {smallest}, and were set to {least:g}{_label(unit)}")
     if beyond:
         depth = np.minimum(depth, np.float32(high))
         notes.append(f"{beyond} pixels came out above what {dtype} holds and were limited to {high:g}{_label(unit)}")

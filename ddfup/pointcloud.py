@@ -127,7 +127,7 @@ def read_camera(path: Path, width: int, height: int) -> Camera:
     """
     try:
         with path.open("rb") as stream:
-            content = json.loads(stream.read(_LARGEST_JSON).decode("utf-8"))
+            content = json.loads(stream.read(_LARGEST_JSON).decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: must be readable; got {error.strerror or error}", "check the path") from error
     except (ValueError, RecursionError) as error:
@@ -137,7 +137,7 @@ def read_camera(path: Path, width: int, height: int) -> Camera:
     for name, size in (("width", width), ("height", height)):
         if content.get(name, size) != size:
             raise InputError(
-                f"{path}: {name} must be that of the guide = {size}; got {content[name]}",
+                f"{path}: {name} must be that of the guide, the number {size}; got {content[name]!r}",
                 "give the camera in pixels of the guide",
             )
     try:

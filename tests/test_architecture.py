@@ -53,7 +53,7 @@ ARROWS = {
     "benchmark": {"inference", "io", "writing", "degrade", "metrics", "tables"},
     "speed": {"", "export", "inference", "models", "devices", "io", "writing", "ops", "ops.native"},
     "export": {"", "models", "ops", "ops.compilers", "io", "writing"},
-    "report": {"io", "writing", "metrics", "preview", "tables"},
+    "report": {"guides", "io", "writing", "metrics", "preview", "tables"},
     "training": {
         "configs",
         "models",
@@ -69,7 +69,7 @@ ARROWS = {
     "configs": set(),
     "inference": {"inputs", "models", "devices", "graphs", "tiling", "sizes", "ops.native"},
     "inputs": set(),
-    "graphs": set(),
+    "graphs": {"devices"},
     "models": {"ops", "tiling"},
     "tiling": set(),
     "devices": set(),

@@ -72,12 +72,12 @@ BAD = {
     "exr of many channels": (
         "d.exr",
         exr(dict.fromkeys(("left", "right"), RAMP)),
-        "depth must be in channel Z, depth.Z, depth.V, depth, Y, R or the only one; got left, right",
+        "depth must be in channel Z, depth.Z, depth.V, depth, or in Y, R or another that is alone; got left, right",
     ),
     "exr of two layers": (
         "d.exr",
         exr(dict.fromkeys(("a.Z", "b.Z"), RAMP)),
-        "depth must be in channel Z, depth.Z, depth.V, depth, Y, R or the only one; got a.Z, b.Z",
+        "depth must be in channel Z, depth.Z, depth.V, depth, or in Y, R or another that is alone; got a.Z, b.Z",
     ),
     "exr without a channel": (
         "d.exr",

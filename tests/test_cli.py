@@ -127,6 +127,17 @@ def test_upsample_writes_beside_the_depth(folder, fake, run):
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"), [("ddfup up", ["upsample"]), ("ddfup upsample --min", ["--min-confidence"])]
+)
+def test_shells_complete_commands_and_options(monkeypatch, capfd, typed, expected):
+    monkeypatch.setenv("_DDFUP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert cli.main([]) == 0
+    assert capfd.readouterr().out.split() == expected
+
+
 def test_json_is_one_object_with_the_promised_keys(folder, fake, run):
     code, out, err = run("upsample", "depth.png", "guide.jpg", "--json", "-q", "-o", "r.png")
     assert (code, err) == (0, "")
@@ -250,7 +261,7 @@ def test_no_depth_comes_out_at_or_behind_the_camera(folder, fake, run, monkeypat
     nearest = given[given > 0].min()
     monkeypatch.setattr(fake, "__call__", lambda self, depth, guide, valid, fill: large(depth) - nearest / 1000)
     code, _, err = run("upsample", "depth.png", "guide.jpg")
-    assert code == 0 and "came out below what uint16 holds and were set to " in err
+    assert code == 0 and "came out below the smallest depth of uint16, 0.001 m, and were set to " in err
     result, expected = np.array(Image.open("depth_up.png")).astype(int), large(given).astype(int) - nearest
     expected[expected == 0] = nearest
     np.testing.assert_array_equal(result[large(given) > 0], expected[large(given) > 0])

@@ -9,7 +9,7 @@ import numpy as np
 import OpenEXR
 import pytest
 import tifffile
-from depth_files import RAMP, exr, npz, pfm, save, windows
+from depth_files import RAMP, exr, npy, npz, pfm, save, windows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -133,6 +133,94 @@ def test_exr_of_three_equal_channels(tmp_path):
     np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
 
 
+# What the renderers write beside depth: a picture, directions, positions.
+NORMAL = ["Normal.X", "Normal.Y", "Normal.Z"]
+BEAUTY = ["R", "G", "B"]
+
+
+@pytest.mark.parametrize(
+    ("depth", "others"),
+    [
+        (["Depth.V"], NORMAL),
+        (["ViewLayer.Depth.V"], [f"ViewLayer.{name}" for name in (*NORMAL, "Combined.R", "Combined.G")]),
+        (["ViewLayer.Depth.Z"], [f"ViewLayer.{name}" for name in (*NORMAL, "Mist.Z", "Combined.R")]),
+        (["Z"], [*BEAUTY, *NORMAL]),
+        (["distance.Z"], [*BEAUTY, *NORMAL]),
+        (["Depth.Z"], ["X", "Y", "Z"]),
+        (["zdepth"], BEAUTY),
+        (["z-depth"], [*BEAUTY, "A"]),
+        (["Layer.Z_DEPTH"], BEAUTY),
+        (["VRayZDepth"], BEAUTY),
+        (["VRayZDepth.R", "VRayZDepth.G", "VRayZDepth.B"], BEAUTY),
+        (["FinalImageWorldDepth.R", "FinalImageWorldDepth.G", "FinalImageWorldDepth.B"], [*BEAUTY, "A"]),
+        (["Depth.Z"], ["Depth.ZBack", *BEAUTY]),
+        (BEAUTY, ["A"]),
+        (["Y"], ["A"]),
+    ],
+    ids=lambda names: "+".join(names),
+)
+def test_exr_depth_among_other_passes(tmp_path, depth, others):
+    channels = {name: np.full_like(RAMP, 0.7) for name in others} | dict.fromkeys(depth, RAMP)
+    path = save(tmp_path / "d.exr", exr(channels))
+    np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
+
+
+def test_exr_alpha_of_a_layer_is_no_depth(tmp_path):
+    channels = dict.fromkeys(("WorldDepth.R", "WorldDepth.G", "WorldDepth.B"), RAMP)
+    path = save(tmp_path / "d.exr", exr(channels | {"WorldDepth.A": np.ones_like(RAMP)}))
+    np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
+
+
+NONE_SAYS_DEPTH = "depth must be in channel Z, depth.Z, depth.V, depth, or in Y, R or another that is alone; got "
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([*BEAUTY, "N.X", "N.Y", "N.Z"], NONE_SAYS_DEPTH + "B, G, N.X, N.Y, N.Z, R"),
+        (
+            [*BEAUTY, "N.X", "N.Y", "N.Z", "P.X", "P.Y", "P.Z"],
+            NONE_SAYS_DEPTH + "B, G, N.X, N.Y, N.Z, P.X, P.Y, P.Z, R",
+        ),
+        (["X", "Y", "Z"], NONE_SAYS_DEPTH + "X, Y, Z"),
+        (
+            [*BEAUTY, "diffuse.R", "diffuse.G", "diffuse.B"],
+            NONE_SAYS_DEPTH + "B, G, R, diffuse.B, diffuse.G, diffuse.R",
+        ),
+        (["Y", "shadow"], NONE_SAYS_DEPTH + "Y, shadow"),
+        (
+            [*BEAUTY, "left.depth", "right.depth"],
+            "depth must be in one channel; got left.depth, right.depth among B, G, R, left.depth, right.depth",
+        ),
+        (
+            ["depth", "depth.V"],
+            "depth must be in one channel; got depth, depth.V among depth, depth.V",
+        ),
+        (["Depth.X", "Depth.Y", "Depth.Z", "R"], NONE_SAYS_DEPTH + "Depth.X, Depth.Y, Depth.Z, R"),
+        (
+            [*BEAUTY, "VRayZDepth.R", "zdepth"],
+            "depth must be in one channel; got VRayZDepth.R, zdepth among B, G, R, VRayZDepth.R, zdepth",
+        ),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_exr_without_one_pass_of_depth_is_refused(tmp_path, names, message):
+    # Of equal channels: the brightness of a grey picture must not pass for depth.
+    path = save(tmp_path / "d.exr", exr(dict.fromkeys(names, RAMP)))
+    for read in (io.read_depth_header, io.read_depth):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert caught.value.message == f"{path}: {message}"
+        assert "rename the channel that holds depth to Z" in str(caught.value.hint)
+
+
+def test_exr_layer_of_colours_called_depth_is_refused(tmp_path):
+    layer = {"VRayZDepth.R": RAMP, "VRayZDepth.G": RAMP, "VRayZDepth.B": RAMP + 1}
+    path = save(tmp_path / "d.exr", exr({**dict.fromkeys(BEAUTY, RAMP), **layer}))
+    with pytest.raises(InputError, match=r"got different VRayZDepth\.B, VRayZDepth\.G, VRayZDepth\.R"):
+        io.read_depth(path)
+
+
 @pytest.mark.parametrize("compression", ["NO", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24"])
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -153,6 +241,63 @@ def test_tiff_nodata_of_the_largest_float32(tmp_path, mark):
     tifffile.imwrite(tmp_path / "d.tif", values, extratags=[(42113, "s", 0, mark, True)])
     valid = io.read_depth(tmp_path / "d.tif").valid
     assert not valid[1, :2].any() and valid.sum() == RAMP.size - 2
+
+
+# How each EXIF orientation stores rows and columns, by the words of the standard: where row 0 and column 0 are.
+TURNED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.T,
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].T,
+    8: lambda upright: np.rot90(upright, -1),
+}
+# Others are none: what has them stays as it is.
+TURNED |= dict.fromkeys((0, 9), TURNED[1])
+
+
+def turned(path: Path, upright: np.ndarray, orientation: int) -> Path:
+    """Write depth as it is stored in an orientation, and the tag that says so."""
+    array = np.ascontiguousarray(TURNED[orientation](upright))
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, array, extratags=[(274, "H", 1, orientation, True)])
+    else:
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(array).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(("suffix", "dtype"), [(".tif", np.float32), (".tif", np.uint16), (".png", np.uint16)])
+def test_orientation_is_applied(tmp_path, suffix, dtype, orientation):
+    upright = np.rint(RAMP * 1000).astype(dtype)
+    path = turned(tmp_path / f"d{suffix}", upright, orientation)
+    _, header = io.read_depth_header(path)
+    assert (header.width, header.height) == (4, 3)
+    np.testing.assert_array_equal(io.read_stored(path)[2], upright)
+    found = io.read_depth(path, unit=io.UNITS["mm"])
+    np.testing.assert_allclose(found.depth, RAMP, atol=5e-4)
+    # What is written fits the upright guide, and says nothing else.
+    data = io.encode_depth(found.depth, dtype=found.dtype, unit=found.unit, target=found.format)
+    path = save(tmp_path / f"out{suffix}", data)
+    np.testing.assert_array_equal(io.read_depth(path, unit=io.UNITS["mm"]).depth, found.depth)
+
+
+def test_a_png_with_odd_exif_is_taken_as_it_is_stored(tmp_path):
+    values = np.rint(RAMP * 1000).astype(np.uint16)
+    for exif in (b"hello", b"MM\0*\0\0\0\xff", b"II*\0\x08\0\0\0\x01\0"):
+        Image.fromarray(values).save(tmp_path / "d.png", exif=exif)
+        np.testing.assert_array_equal(io.read_stored(tmp_path / "d.png")[2], values)
+
+
+def test_depth_and_confidence_are_turned_each_by_its_own_tag(tmp_path):
+    depth = turned(tmp_path / "d.tif", RAMP, 6)
+    marks = np.array([[0, 1, 2, 2], [2, 2, 2, 2], [0, 0, 0, 0]], np.uint8)
+    assert cv2.imwrite(str(tmp_path / "c.png"), marks)
+    np.testing.assert_array_equal(io.read_depth(depth, confidence=tmp_path / "c.png").valid, marks >= 1)
 
 
 def test_png_with_a_transparent_grey(tmp_path):
@@ -270,6 +415,44 @@ def test_bad_pgm(tmp_path, data, message):
 def test_npz_keys_and_orders(tmp_path, arrays, compressed):
     path = save(tmp_path / "d.npz", npz(compressed=compressed, **arrays))
     np.testing.assert_array_equal(io.read_depth(path).depth, RAMP)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (3, 4, 1), (1, 1, 3, 4), (1, 3, 4, 1), (1, 1, 12), (12, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("kind", ["npy", "npz", "npz stored"])
+def test_numpy_axes_of_length_1_are_left_out(tmp_path, kind, order, shape):
+    values = RAMP.ravel()[: int(np.prod(shape))]
+    rows, columns = {(1, 1, 12): (1, 12), (12, 1, 1): (12, 1), (1, 1, 1): (1, 1)}.get(shape, (3, 4))
+    array = np.asarray(values.reshape(shape), order=order)
+    data = npy(array) if kind == "npy" else npz(depth=array, compressed=kind == "npz")
+    path = save(tmp_path / f"d.{kind[:3]}", data)
+    _, header = io.read_depth_header(path)
+    assert (header.width, header.height) == (columns, rows)
+    np.testing.assert_array_equal(io.read_depth(path).depth, values.reshape(rows, columns))
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ((2, 5, 6), "save one map: depth[0]"),
+        ((5, 6, 2), "save one map: depth[..., 0]"),
+        ((4, 1, 5, 6), "save one map: depth[0, 0]"),
+        ((1, 2, 5, 6), "save one map: depth[0, 0]"),
+        ((2, 5, 6, 3), "save one map: depth[0, ..., 0]"),
+        ((5, 1, 6), "save it as rows and columns: np.squeeze(depth)"),
+        ((1, 12, 1), "save it as rows and columns: depth.reshape(rows, columns)"),
+        ((12,), "save it as rows and columns: depth.reshape(rows, columns)"),
+        ((), "save it as rows and columns: depth.reshape(rows, columns)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_numpy_shapes_of_no_one_map_are_refused(tmp_path, suffix, shape, hint):
+    path = save(tmp_path / f"d.{suffix}", {"npy": npy, "npz": lambda array: npz(depth=array)}[suffix](np.ones(shape)))
+    with pytest.raises(InputError) as caught:
+        io.read_depth(path)
+    assert caught.value.message == f"{path}: depth must have 2 dimensions (rows, columns); got shape {shape}"
+    assert caught.value.hint == hint
 
 
 @pytest.mark.parametrize("name", ["png", "tiff", "exr", "npz"])

@@ -261,6 +261,88 @@ def test_a_unit_of_bits_needs_16_bits(tmp_path, run):
     assert code == 2 and "unit sunrgbd is for unsigned 16-bit values; got float32" in err
 
 
+@pytest.mark.parametrize(
+    ("dtype", "mark"),
+    [(np.float16, "1e10"), (np.float32, "1e300"), (np.uint16, "1e10"), (np.uint16, "-1"), (np.int16, "70000.5")],
+)
+def test_marks_beyond_the_type_are_no_matter(tmp_path, run, dtype, mark):
+    values = np.array([[0, 1, 2, 3]], dtype)
+    tifffile.imwrite(tmp_path / "tag.tif", values, extratags=[(42113, "s", 0, mark, True)])
+    for file, options in (("tag.tif", []), ("d.npy", ["--invalid", f"0,{mark}"])):
+        np.save(tmp_path / "d.npy", values)
+        code, out, err = run(tmp_path / file, "--json", *options)
+        assert (code, err) == (0, "") and json.loads(out)["valid_fraction"] == 0.75
+        assert run(tmp_path / file, "--preview", tmp_path / "look.png", "--overwrite", *options)[0] == 0
+
+
+def test_the_background_of_a_half_exr_is_no_matter(tmp_path, run):
+    values = np.array([[1, 2, 3, np.inf]], np.float16)
+    code, out, err = run(save(tmp_path / "d.exr", exr({"Z": values})), "--json")
+    assert (code, err) == (0, "") and json.loads(out)["valid_fraction"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [(1, 9), (1e3, 12345.6), (99999, 1e6), (1.5e7, 9.9e7), (1.25e8, 3e38), (1e-5, 1e-3), (0.00012345, 0.5)],
+    ids=str,
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_percentiles_stand_apart(tmp_path, ends, sign):
+    values = (sign * np.linspace(*ends, 300)).astype(np.float32).reshape(15, 20)
+    facts = info.describe(save(tmp_path / "disparity.npy", npy(values)))
+    lines = list(info.lines(facts))
+    head = next(number for number, line in enumerate(lines) if line.startswith("percentiles"))
+    shown = lines[head + 1].split()
+    assert len(shown) == len(info.PERCENTILES) and max(map(len, lines)) <= 80
+    for text, mark in zip(shown, facts["percentiles"].values(), strict=True):
+        large = abs(mark) >= (1e8 if sign > 0 else 1e7)
+        assert ("e" in text) == (large or abs(mark) < 1e-4)
+        # Beside a sign and an exponent, or many zeros, is room for fewer digits.
+        assert float(text) == pytest.approx(mark, rel=0.06 if large or abs(mark) < 1e-3 else 6e-4)
+
+
+def test_figures_of_holes_below_zero_are_not_counted(tmp_path):
+    values = np.array([[-32768, -5, 0, 1000, 2000, 3000]], np.int16)
+    facts = info.describe(save(tmp_path / "d.npy", npy(values)))
+    assert (facts["stored_minimum"], facts["stored_maximum"]) == (1000, 3000)
+    assert facts["unit"] == "mm" and facts["holes_fraction"] == 0.5
+    assert facts["otherwise"]["kitti"] == [1000 / 256, 3000 / 256]
+    assert any("1 to 3 m (stored 1000 to 3000)" in line for line in info.lines(facts))
+    # A disparity may be negative.
+    facts = info.describe(tmp_path / "d.npy", unit=io.UNITS["disparity"])
+    assert (facts["stored_minimum"], facts["stored_maximum"]) == (-32768, 3000)
+
+
+def test_the_guess_is_about_what_is_measured(tmp_path):
+    values = np.array([[-1] * 9 + [31000]], np.int32)
+    facts = info.describe(save(tmp_path / "d.npy", npy(values)))
+    assert (facts["unit"], facts["unit_reason"]) == ("tum", "integers around 31000: far for mm, likely 5000 per metre")
+
+
+def test_only_holes_below_zero(tmp_path, run):
+    code, out, err = run(save(tmp_path / "d.npy", npy(np.full((3, 4), -7, np.int16))), "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "") and facts["holes_fraction"] == 1
+    assert facts["stored_minimum"] is facts["stored_maximum"] is facts["minimum"] is None
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_turned_depth_map_is_said_to_be_one(tmp_path, suffix):
+    values = depth_map()
+    if suffix == ".tif":
+        tifffile.imwrite(tmp_path / "d.tif", values, extratags=[(274, "H", 1, 6, True)])
+    else:
+        exif = Image.Exif()
+        exif[274] = 6
+        Image.fromarray(values).save(tmp_path / "d.png", exif=exif)
+    facts = info.describe(tmp_path / f"d{suffix}")
+    assert (facts["width"], facts["height"], facts["orientation"]) == (30, 40, 6)
+    assert any(line.startswith("orientation  EXIF 6: stored on its left side") for line in info.lines(facts))
+    tifffile.imwrite(tmp_path / "upright.tif", values)
+    facts = info.describe(tmp_path / "upright.tif")
+    assert facts["orientation"] == 1 and not any(line.startswith("orientation") for line in info.lines(facts))
+
+
 def test_a_terminal_without_unicode(tmp_path):
     path = save(tmp_path / "d.npy", npy(np.linspace(1, 2, 50).reshape(5, 10)))
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(ddfup.__file__).parent.parent)}

@@ -166,10 +166,19 @@ def test_invalid_pixels_are_nan_and_listed(tmp_path):
     path = write_raw(tmp_path / "a.tif", raw)
     np.testing.assert_array_equal(io.read_depth(path).valid, [[True, False, False], [False, False, True]])
     depth = io.read_depth(path, invalid=(1e10,))
-    np.testing.assert_array_equal(depth.valid, [[True, True, False], [False, False, False]])
+    np.testing.assert_array_equal(depth.valid, [[True, False, False], [False, False, False]])
     assert np.isnan(depth.depth[~depth.valid]).all()
     as_disparity = io.read_depth(path, unit=DISPARITY, invalid=(1e10,))
     assert as_disparity.valid[1, 1] and as_disparity.depth[1, 1] == -2
+
+
+def test_no_distance_is_no_measurement_whatever_else_is(tmp_path):
+    path = tmp_path / "d.npy"
+    np.save(path, np.array([[0, 1, 65535, 7]], np.uint16))
+    depth = io.read_depth(path, invalid=(65535,))
+    assert depth.valid.tolist() == [[False, True, False, True]]
+    # A disparity of 0 is a number like any other: infinitely far.
+    assert io.read_depth(path, unit=DISPARITY, invalid=(65535,)).valid.tolist() == [[True, True, False, True]]
 
 
 def test_tiff_nodata_tag_is_invalid(tmp_path):

@@ -139,6 +139,12 @@ def test_wrong_cameras(options, message):
     assert message in caught.value.message
 
 
+def test_a_byte_order_mark_is_no_part_of_a_camera(tmp_path):
+    path = tmp_path / "k.json"
+    path.write_text('{"fx": 1, "fy": 2, "cx": 3, "cy": 4, "width": 64}', "utf-8-sig")
+    assert pointcloud.read_camera(path, 64, 48) == Camera(1, 2, 3, 4)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -153,7 +159,11 @@ def test_wrong_cameras(options, message):
         ('{"K": [1, 2, 3]}', "must hold fx, fy, cx, cy or a 3x3 matrix"),
         ('{"K": [[5, 0, 0], [0, 5, 0], [3, 2, 1]]}', "the matrix must be [fx, 0, cx]"),
         ('{"K": [[5, 1, 3], [0, 5, 2], [0, 0, 1]]}', "must have no skew; got 1"),
-        ('{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 640}', "width must be that of the guide = 64; got 640"),
+        (
+            '{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 640}',
+            "width must be that of the guide, the number 64; got 640",
+        ),
+        ('{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": "64"}', "that of the guide, the number 64; got '64'"),
         (None, "must be readable"),
     ],
 )
@@ -246,6 +256,7 @@ def test_clean_edges_reaches_the_points(folder, run, monkeypatch):
         (["--confidence", "depth.png"], 4, "confidence must be 0, 1 or 2; got 0 to 1047"),
         (["--confidence", "conf.png", "-o", "conf.png", "--overwrite"], 6, "must not replace an input"),
         (["--confidence", "conf.png", "--min-confidence", "3"], 2, "--min-confidence"),
+        (["--min-confidence", "2"], 2, "--min-confidence must come with --confidence; it is missing"),
     ],
 )
 def test_refusals(folder, run, arguments, expected, message):

@@ -67,8 +67,12 @@ class Journal(abc.ABC):
     def __init__(self) -> None:
         self._entries: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
         self._previews: set[str] = set()
+        # What has come since this journal was opened: output -> keys.
+        self._news: dict[str, set[str]] = defaultdict(set)
+        self._opened = False
         self._lock = threading.Lock()
         self.refresh()
+        self._opened = True
 
     @abc.abstractmethod
     def refresh(self) -> None:
@@ -93,6 +97,8 @@ class Journal(abc.ABC):
                 self._entries[entry.out][entry.key].append(entry)
                 if entry.preview is not None:
                     self._previews.add(entry.preview)
+                if self._opened and entry.sha256:
+                    self._news[entry.out].add(entry.key)
 
     def knows(self, out: str) -> bool:
         """Tell whether an output, or what now stands in its place, was once made here."""
@@ -116,6 +122,11 @@ class Journal(abc.ABC):
         """Return the entries that say how an output of this key looks."""
         with self._lock:
             return [entry for entry in self._entries.get(out, {}).get(key, []) if entry.sha256]
+
+    def made_otherwise(self, out: str, key: str) -> bool:
+        """Tell whether an output has been made from something else than this key since this journal was opened."""
+        with self._lock:
+            return not self._news.get(out, set()) <= {key}
 
     def failure(self, out: str, key: str) -> Entry | None:
         """Return why this very work failed before, if it did and never succeeded."""

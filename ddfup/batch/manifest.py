@@ -88,7 +88,7 @@ def _csv_rows(path: Path, stream: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     if not {"depth", "guide"} <= set(columns):
         raise ArgumentError(
             f"--manifest: {path} must have columns depth and guide, and may have out; got {', '.join(columns)[:99]}",
-            "the first line of a CSV file names its columns",
+            "separate the columns by commas" if len(columns) == 1 else "the first line of a CSV file names its columns",
         )
     reader.fieldnames = columns
     for row in reader:

@@ -214,6 +214,12 @@ class Processor:
                     outcome.status = "skipped"
                     return
                 known = self._journal.failure(work.name, found)
+                if self._journal.made_otherwise(work.name, found):
+                    raise OutputError(
+                        f"{outcome.out}: must be made by one batch at a time; another one, with other options, model "
+                        "or inputs, has made it since this one began",
+                        "choose another OUT_DIR for one of them",
+                    )
                 if known is not None and not settings.retry_failed:
                     outcome.again = True
                     raise InputError(known.error or "failed before", known.hint)

@@ -36,6 +36,7 @@ from ddfup.options import (
     UnitOption,
     VerboseOption,
     one_of,
+    refuse_alone,
 )
 from ddfup.signals import handled
 from ddfup.terminal import Terminal, data_only, print_json
@@ -43,6 +44,7 @@ from ddfup.terminal import Terminal, data_only, print_json
 if TYPE_CHECKING:
     from ddfup.batch.pairing import Pair
     from ddfup.batch.processing import Outcome
+    from ddfup.batch.remote import Location
     from ddfup.commands.batch_report import ReportFiles
 
 
@@ -177,6 +179,7 @@ def batch(
     """
     terminal = ctx.ensure_object(Terminal)
     overwrite, skip_existing = one_of(ctx, overwrite=overwrite, skip_existing=skip_existing)
+    refuse_alone(ctx, "min_confidence", "--confidence", confidence or manifest)
     if len(places) != (3 if manifest is None else 1):
         wanted = "DEPTHS GUIDES OUT_DIR" if manifest is None else "OUT_DIR alone, with --manifest"
         raise ArgumentError(f"batch must have {wanted}; got {len(places)}: {' '.join(places)}", "quote globs")
@@ -202,7 +205,7 @@ def batch(
         found, journal = find_pairs(
             places, confidence, manifest, pair_by, pair_regex, format, out_dir, raw=raw is not None
         )
-    tell(terminal, found)
+    tell(terminal, found, listed=manifest is not None)
     info = find_model(model or DEFAULT_MODEL)
     pairs = select_shard(found.pairs, *part)
     settings = Settings(
@@ -369,13 +372,18 @@ def _report(terminal: Terminal, outcome: Outcome, *, dry_run: bool) -> None:
         terminal.note(f"note: {outcome.out}: {note}")
 
 
+def _named(place: Location) -> str | None:
+    return None if place == Path() else str(place)
+
+
 def _record(outcome: Outcome, model: str, dry_run: bool) -> dict[str, Any]:
     failure = outcome.failure
     message = failure.message if isinstance(failure, DDFUpError) else f"{type(failure).__name__}: {failure}"
     record = {
-        "depth": str(outcome.pair.depth),
-        "guide": str(outcome.pair.guide),
-        "out": str(outcome.out),
+        # A row of a manifest may lack them.
+        "depth": _named(outcome.pair.depth),
+        "guide": _named(outcome.pair.guide),
+        "out": str(outcome.out) if outcome.pair.name else None,
         "status": outcome.status,
         "error": None if failure is None else message,
         "width": outcome.width,

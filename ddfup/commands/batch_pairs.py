@@ -105,7 +105,7 @@ def _identity(place: Location) -> str:
     return os.path.realpath(place) if isinstance(place, Path) else str(place)
 
 
-def tell(terminal: Terminal, found: Pairing) -> None:
+def tell(terminal: Terminal, found: Pairing, *, listed: bool) -> None:
     """Name what has no partner; refuse what is not clear."""
     for lines, most in ((found.orphans, _FEW), (found.conflicts, _MANY)):
         for index, line in enumerate(lines):
@@ -113,9 +113,12 @@ def tell(terminal: Terminal, found: Pairing) -> None:
         if len(lines) > most and not terminal.verbose:
             terminal.note(f"note: {len(lines) - most} more like these; -v names them")
     if found.conflicts:
+        remedy = "narrow the places by globs, or use --manifest"
+        if listed:
+            remedy = "give each row of the manifest an out of its own"
         raise PairingError(
             f"pairs must be clear before anything is done; {len(found.conflicts)} are not: {found.conflicts[0]}",
-            "narrow the places by globs, or use --manifest",
+            remedy,
         )
 
 

@@ -55,7 +55,7 @@ class ReportFiles:
         """
         self._records.append(record)
         if self._preview_dir is not None and record["status"] != "failed":
-            self._previews[record["out"]] = quote(self._address(self._preview_dir / f"{name}.jpg"))
+            self._previews[record["out"]] = quote(os.fsencode(self._address(self._preview_dir / f"{name}.jpg")))
 
     def write(self, seconds: float) -> None:
         """Write the report.

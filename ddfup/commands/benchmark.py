@@ -155,6 +155,13 @@ def benchmark(
         for name in shown:
             if name not in known:
                 raise ArgumentError(f"--metric must be one of {', '.join(known)}; got {name!r}")
+        chosen = _parts(method)
+        models = [info.name for info in list_models()]
+        for name in chosen:
+            if name not in (*BASELINES, *models) and not (Path(name).suffix or Path(name).exists()):
+                raise ArgumentError(
+                    f"--method must be a weight file or one of {', '.join((*BASELINES, *models))}; got {name!r}"
+                )
         pairs = run.find_pairs(dataset, first=first, last=last, limit=limit)
         files = []
         if out is not None:
@@ -163,7 +170,7 @@ def benchmark(
         run.check(pairs, setup, unit=meaning, max_pixels=max_pixels)
         with terminal.working("loading the models"):
             methods, networks = run.make_methods(
-                _parts(method) or [*BASELINES, *(info.name for info in list_models())],
+                chosen or [*BASELINES, *models],
                 lambda name: make_upsampler(name, device, precision, tile),
             )
         total = len(pairs) * len(setup.degradations) * len(setup.factors) * len(methods)

@@ -34,6 +34,7 @@ from ddfup.options import (
     UnitOption,
     VerboseOption,
     one_of,
+    refuse_alone,
 )
 from ddfup.terminal import Terminal, data_stream, reported, say
 
@@ -131,6 +132,7 @@ def upsample(
         from ddfup.pointcloud import PointCloud
 
         overwrite, skip_existing = one_of(ctx, overwrite=overwrite, skip_existing=skip_existing)
+        refuse_alone(ctx, "min_confidence", "--confidence", confidence)
         if out == "-" and as_json:
             raise ArgumentError("--json and -o - must not share stdout", "give -o a file name")
         if out == "-" and data_stream().isatty():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ddfup._shared import SharedContext
 from ddfup.errors import InputError
+from ddfup.formats.orientation import UPRIGHT
 
 DEFAULT_MAX_PIXELS = 200_000_000
 AGAIN = "save or download the file again"
@@ -32,16 +33,18 @@ class Header:
     """What a depth file's header says.
 
     Attributes:
-        width: Columns.
-        height: Rows.
+        width: Columns of the upright map.
+        height: Rows of the upright map.
         dtype: Stored type, with its byte order.
         nodata: One more value that means "no measurement" (GDAL's tag, a renderer's background), or None.
+        orientation: How the map is stored, 1 to 8 as in EXIF.
     """
 
     width: int
     height: int
     dtype: np.dtype[Any]
     nodata: float | None = None
+    orientation: int = UPRIGHT
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Format:
         magics: What such a file begins with.
         dtypes: Types that can be stored, as kind and size in bytes.
         read_header: Reads size and type without decoding; refuses what is not depth.
-        read: Decodes to (H, W).
+        read: Decodes to (H, W), not yet turned upright.
         read_notes: Reads the texts beside the pixels, ours and those of others; long ones may be cut.
         encode: (H, W) array and notes (key, text) to the bytes of a file.
     """

@@ -6,7 +6,6 @@ The header is parsed here, so that sizes are known before the library decodes or
 from __future__ import annotations
 
 import io
-import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from ddfup.formats.base import AGAIN, COLOUR_HINT, Format, Header
 EXR_MAGIC = b"v/1\x01"
 # What renderers write where they see nothing; beside infinity.
 BACKGROUND = 1e10
-# Names of a channel of depth, in a layer or not, beside Z.
-_CALLED_DEPTH = re.compile(r"(.*\.)?depth(\.[vz])?", re.IGNORECASE)
+# How many channels an error message names.
+_LISTED = 16
+_RENAME = "rename the channel that holds depth to Z, or save it alone"
 _TYPES: dict[int, np.dtype[Any]] = {
     0: np.dtype(np.uint32),
     1: np.dtype(np.float16),
@@ -189,28 +189,59 @@ def _place(pixels: NDArray[Any], header: ExrHeader) -> NDArray[Any]:
 def _depth_channels(path: Path, header: ExrHeader) -> list[str]:
     """Return the channel that holds depth, and those that must hold the same."""
     names = list(header.channels)
+    # X, Y and Z of one layer are a direction or a position.
+    vectors = {layer + axis for layer in {name[:-1] for name in names} for axis in "XYZ" if _is_vector(layer, names)}
+    plain = [name for name in names if name not in vectors]
     for name in ("Z", "depth.Z"):
-        if name in names:
+        if name in plain:
             return [name]
-    layers = [name for name in names if name.endswith(".Z")]
+    called = _called_depth(plain)
+    if len(called) > 1:
+        several = ", ".join(channels[0] for channels in called)
+        raise InputError(f"{path}: depth must be in one channel; got {several} among {_listed(names)}", _RENAME)
+    if called:
+        return called[0]
+    layers = [name for name in plain if name.endswith(".Z")]
     if len(layers) == 1:
         return layers
-    # Compositors write a pass of one value as V, and people call it what it is.
-    called = [name for name in names if _CALLED_DEPTH.fullmatch(name)]
-    if len(called) == 1:
-        return called
-    if "Y" in names:
+    # Beside other passes Y, or R, G and B, are a picture, grey or not. Alone, three equal ones are a common way to
+    # store one.
+    rest = set(names) - {"A"}
+    if rest == {"Y"}:
         return ["Y"]
-    if "R" in names:
-        # Three equal channels are a common way to store one.
-        return ["R", *(name for name in ("G", "B") if name in names)]
+    if "R" in rest and rest <= set("RGB"):
+        return [name for name in "RGB" if name in rest]
     if len(names) == 1:
         return names
-    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise InputError(
-        f"{path}: depth must be in channel Z, depth.Z, depth.V, depth, Y, R or the only one; got {listed or 'none'}",
-        "rename the channel that holds depth to Z, or save it alone",
+        f"{path}: depth must be in channel Z, depth.Z, depth.V, depth, or in Y, R or another that is alone; "
+        f"got {_listed(names) or 'none'}",
+        _RENAME,
     )
+
+
+def _is_vector(layer: str, names: Sequence[str]) -> bool:
+    return {layer + axis for axis in "XYZ"} <= set(names)
+
+
+def _called_depth(names: Sequence[str]) -> list[list[str]]:
+    """Return what is called depth, channels or layers, whatever comes before the word: Depth, zdepth, VRayZDepth."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        layer, dot, channel = name.rpartition(".")
+        if channel.lower().endswith("depth"):
+            found[name] = [name]
+        elif layer.lower().endswith("depth") and channel.lower() not in ("a", "alpha"):
+            found.setdefault(layer + dot, []).append(name)
+    # Compositors write a pass of one value as V or Z, others as equal colours.
+    return [
+        next(([layer + channel] for channel in "VZ" if layer + channel in channels), channels)
+        for layer, channels in found.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def _header(path: Path) -> Header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,17 +27,38 @@ def _array_header(path: Path, stream: IO[bytes]) -> tuple[Header, bool, int]:
     if version not in readers:
         raise InputError(f"{path}: NPY must be version 1.0 or 2.0; got {version}", "save plain numbers with numpy")
     shape, fortran, dtype = readers[version](stream)
-    if len(shape) != 2:
-        raise InputError(
-            f"{path}: depth must have 2 dimensions (rows, columns); got shape {shape}",
-            "save one map: depth[..., 0]",
-        )
+    height, width = _map_shape(path, shape)
     if dtype.hasobject:
         raise InputError(
             f"{path}: depth must be plain numbers; got {dtype} (pickled objects are never loaded)",
             "save it as float32: np.save(file, depth.astype(np.float32))",
         )
-    return Header(int(shape[1]), int(shape[0]), dtype), fortran, shape[0] * shape[1] * dtype.itemsize
+    return Header(width, height, dtype), fortran, height * width * dtype.itemsize
+
+
+def _map_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return rows and columns of an array's one map; axes of length 1 before and after them do not count."""
+    others = len(shape) - 2
+    maps = {pair for pair in itertools.pairwise(shape) if shape.count(1) - pair.count(1) == others}
+    if len(maps) == 1:
+        height, width = maps.pop()
+        return int(height), int(width)
+    raise InputError(
+        f"{path}: depth must have 2 dimensions (rows, columns); got shape {shape}", f"save {_one_map(shape)}"
+    )
+
+
+def _one_map(shape: tuple[int, ...]) -> str:
+    """Say in numpy's words how rows and columns come out of another shape."""
+    long = len(shape) - shape.count(1)
+    if long < 2:
+        return "it as rows and columns: depth.reshape(rows, columns)"
+    if long == 2:
+        return "it as rows and columns: np.squeeze(depth)"
+    # Rows and columns are side by side, and more than channels and frames.
+    before = max(range(len(shape) - 1), key=lambda axis: shape[axis] * shape[axis + 1])
+    after = len(shape) - 2 - before
+    return f"one map: depth[{', '.join(['0'] * before + ['...'] * bool(after) + ['0'] * after)}]"
 
 
 # --- NPY ---
@@ -54,7 +76,7 @@ def _npy_header(path: Path) -> Header:
 
 def _npy_read(path: Path) -> NDArray[Any]:
     array: NDArray[Any] = np.load(path, allow_pickle=False)
-    return array
+    return array.reshape(_map_shape(path, array.shape))
 
 
 def _npy_encode(array: NDArray[Any], notes: Mapping[str, str]) -> bytes:

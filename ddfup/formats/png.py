@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ddfup.errors import InputError
 from ddfup.formats.base import AGAIN, COLOUR_HINT, Format, Header
+from ddfup.formats.orientation import ORIENTATION_TAG, UPRIGHT, known_orientation, upright_size
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -30,7 +31,27 @@ def _header(path: Path) -> Header:
         )
     if bits not in (8, 16):
         raise InputError(f"{path}: depth must have 16 bits per pixel; got {bits}", COLOUR_HINT)
-    return Header(width, height, np.dtype(np.uint8 if bits == 8 else np.uint16))
+    orientation = png_orientation(path)
+    dtype = np.dtype(np.uint8 if bits == 8 else np.uint16)
+    return Header(*upright_size(width, height, orientation), dtype, orientation=orientation)
+
+
+def png_orientation(path: Path) -> int:
+    """Return the orientation in a PNG file's EXIF, after checking all of its chunks."""
+    body = b""
+    for kind, content in png_chunks(path):
+        if kind == b"eXIf":
+            body = bytes(content)
+    if not body:
+        return UPRIGHT
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        exif.load(body)
+    except Exception:  # what is no EXIF says nothing of the pixels, and Pillow says so in several ways
+        return UPRIGHT
+    return known_orientation(exif.get(ORIENTATION_TAG))
 
 
 def png_chunks(path: Path) -> Iterator[tuple[bytes, memoryview]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ddfup.errors import InputError
 from ddfup.formats.base import AGAIN, COLOUR_HINT, NUMBERS, Format, Header
+from ddfup.formats.orientation import ORIENTATION_TAG, UPRIGHT, known_orientation, upright_size
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GDAL_NODATA = 42113
@@ -65,8 +66,14 @@ def _header(path: Path) -> Header:
                 f"{path}: tiles must be near the picture's size; got {page.tilewidth}x{page.tilelength}",
                 "save it without tiles",
             )
-        dtype = np.dtype(page.dtype)
-        return Header(width, height, dtype, _nodata(page, dtype))
+        dtype, orientation = np.dtype(page.dtype), tiff_orientation(page)
+        return Header(*upright_size(width, height, orientation), dtype, _nodata(page, dtype), orientation)
+
+
+def tiff_orientation(page: Any) -> int:
+    """Return the orientation of a TIFF page."""
+    tag = page.tags.get(ORIENTATION_TAG)
+    return UPRIGHT if tag is None else known_orientation(tag.value)
 
 
 def _nodata(page: Any, dtype: np.dtype[Any]) -> float | None:

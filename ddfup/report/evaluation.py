@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddfup import io
+from ddfup import guides, io
 from ddfup.errors import DDFUpError, InputError
 from ddfup.metrics import Thresholds, evaluate
 from ddfup.report.pairs import Sample
@@ -116,11 +117,27 @@ def _read_both(sample: Sample, options: Options) -> tuple[io.DepthMap, io.DepthM
 def _mask(sample: Sample, shape: tuple[int, ...], options: Options) -> NDArray[np.bool_] | None:
     if sample.mask is None:
         return None
-    # As disparity: the numbers themselves, of any integer type, 0 = not counted.
-    mask = io.read_depth(sample.mask, unit=io.UNITS["disparity"], invalid=(0.0,), max_pixels=options.max_pixels).valid
+    mask = _read_mask(sample.mask, options.max_pixels)
     if mask.shape != shape:
         raise InputError(
             f"{sample.mask}: must have the size of {sample.truth}, {shape[1]}x{shape[0]}; "
             f"got {mask.shape[1]}x{mask.shape[0]}"
         )
     return mask
+
+
+def _read_mask(path: Path, max_pixels: int) -> NDArray[np.bool_]:
+    """Read which pixels count: those that are not 0, or not black."""
+    try:
+        if path.suffix.lower() == ".png":
+            return np.asarray(guides.read_guide(path, max_pixels=max_pixels).any(axis=2))
+        with contextlib.suppress(OSError, ValueError):  # of what is no such file, the reader below says why
+            flags = np.load(path, mmap_mode="r", allow_pickle=False)
+            is_flags = isinstance(flags, np.ndarray) and flags.dtype == np.bool_ and flags.ndim == 2
+            if is_flags and flags.size <= max_pixels:
+                return np.array(flags)
+        # As disparity: the numbers themselves, of any type.
+        return io.read_depth(path, unit=io.UNITS["disparity"], invalid=(0.0,), max_pixels=max_pixels).valid
+    except InputError as error:
+        hint = "save masks as PNG, or as other files of one number a pixel"
+        raise InputError(f"{error.message} (as a mask)", hint) from error

@@ -1,5 +1,6 @@
 """`ddfup batch` from its command line: what is done, done again, left alone, refused, shared and cut short."""
 
+import hashlib
 import json
 import os
 import pty
@@ -582,6 +583,12 @@ def test_a_manifest_writes_below_the_output_folder_only(scene, nearest, run):
     assert all(name.startswith("out/") for name in set(tree(scene)) - set(before))
     assert set(tree(scene / "out", hidden=False)) == {"good/1.png", "good/2.npy"}
     assert run("--manifest", "list.jsonl")[0] == 2
+    Path("twice.csv").write_text(f"depth,guide,out\n{depth},{guide},a.png\n{depth},{guide},a.png\n")
+    code, _, err = run("--manifest", "twice.csv", places=("out",))
+    assert code == 5 and "hint: give each row of the manifest an out of its own" in err
+    Path("none.csv").write_text(f"depth,guide\n{depth},{guide}\n,\n")
+    code, records, _ = run("--manifest", "none.csv", places=("out",))
+    assert code == 3 and [records[None][key] for key in ("depth", "guide", "status")] == [None, None, "failed"]
     Path("empty.jsonl").write_text("\n")
     assert run("--manifest", "empty.jsonl", places=("out",))[0] == 5
 
@@ -815,6 +822,36 @@ def test_two_processes_share_the_work(tmp_path):
     assert not made[0] & made[1] and len(made[0] | made[1]) == 12
     assert all(made), "one process did all"
     check_whole(tmp_path / "out")
+
+
+def test_what_another_batch_made_otherwise_meanwhile_is_not_replaced(scene, nearest, run):
+    """Two batches with different options would leave a mixture, and both would say that all is done."""
+    later = sorted(tree(scene / "depths"))[-1]
+
+    def other_batch():
+        nearest.before = lambda: None
+        (Path("out") / later).parent.mkdir(parents=True, exist_ok=True)
+        (Path("out") / later).write_bytes(b"theirs")
+        entry = Entry(later, "of other options", sha256=hashlib.sha256(b"theirs").hexdigest())
+        line = json.dumps({"out": entry.out, "key": entry.key, "sha256": entry.sha256})
+        Path("out/.ddfup/journal.another-host.jsonl").write_text(line + "\n")
+
+    nearest.before = other_batch
+    code, records, err = run("--workers", 1)
+    assert code == 3 and statuses(records) == (5, 0, 1), err
+    assert "must be made by one batch at a time" in records[f"out/{later}"]["error"]
+    assert (Path("out") / later).read_bytes() == b"theirs"
+    # When nobody is at work any more, changed options are what they always are.
+    assert statuses(run()[1]) == (1, 5, 0)
+
+
+def test_a_confidence_limit_without_confidence_is_refused(scene, nearest, run):
+    code, records, err = run("--min-confidence", 2)
+    assert code == 2 and not records
+    assert err.startswith("error: --min-confidence must come with --confidence; it is missing")
+    # In a file of defaults it waits for the runs that have one.
+    Path("defaults.toml").write_text("min-confidence = 2\n")
+    assert run("--config", "defaults.toml")[0] == 0
 
 
 def test_leftovers_of_killed_processes_are_removed(scene, nearest, run):

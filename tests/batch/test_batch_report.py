@@ -4,7 +4,9 @@ import csv
 import html.parser
 import io
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -88,6 +90,20 @@ def test_the_report_says_what_the_records_say(run):
         assert row["status"] == record["status"] and row["error"] == (record["error"] or "")
         assert row["width"] == str(record["width"] or "") and (row["seconds"] == "") == (record["seconds"] is None)
     assert list(rows["depths/a.png"]) == list(records[0])
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names there are Unicode")
+def test_names_that_are_no_text_are_in_the_report(run):
+    for folder, suffix in (("depths", ".png"), ("guides", ".jpg")):
+        Path(folder, f"a{suffix}").rename(Path(folder, os.fsdecode(b"a\xff") + suffix))
+    code, _, err = run("--preview", "look")
+    assert code == 3 and "internal error" not in err and "report: out/batch.html" in err
+    text = Path("out/batch.html").read_text("utf-8")
+    assert "a%FF.png.jpg" in text
+    assert all(
+        (Path("out") / unquote(address, errors="surrogateescape")).is_file()
+        for address in Page(text).addresses("img", "src")
+    )
 
 
 def test_a_report_replaces_older_ones_and_nothing_else(run):

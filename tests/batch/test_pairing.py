@@ -315,6 +315,14 @@ def test_files_that_are_no_manifest(tmp_path, name, data):
         read_manifest(tmp_path / name)
 
 
+def test_other_separators_than_commas_are_named(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("depth;guide;out\na.png;b.jpg;c.png\n")
+    with pytest.raises(ArgumentError, match="got depth;guide;out") as caught:
+        read_manifest(path)
+    assert caught.value.hint == "separate the columns by commas"
+
+
 PARTS = st.sampled_from(["..", ".", "", "a", "b.png", "/", "~", ".ddfup", "c:", "\\", "a\nb", "é", "\0", "-x.npy"])
 
 

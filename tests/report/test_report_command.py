@@ -92,6 +92,43 @@ def test_every_picture_is_there_and_nothing_else(folders, capsys):
     assert page.count("data:image/webp;base64,") == len(pictures)
 
 
+def as_bits(mask):
+    return Image.fromarray(mask).convert("1")
+
+
+def as_colours(mask):
+    return Image.fromarray(np.stack([0 * mask, mask, 0 * mask], axis=-1))
+
+
+def as_palette(mask):
+    picture = Image.fromarray((mask > 0).astype(np.uint8), "P")
+    picture.putpalette([0, 0, 0, 200, 30, 30])
+    return picture
+
+
+@pytest.mark.parametrize("kind", [as_bits, as_colours, as_palette, "npy", "tif"])
+def test_masks_are_what_people_have(folders, kind):
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 10:70] = 255
+    path = folders / f"mask.{kind if isinstance(kind, str) else 'png'}"
+    if kind == "npy":
+        np.save(path, mask > 0)
+    elif kind == "tif":
+        Image.fromarray(mask).save(path)
+    else:
+        kind(mask).save(path)
+    assert report("pred/hall.png", "gt/hall.png", "--mask", path, "-o", "out") == 0
+    expected = evaluate(stored("pred/hall.png"), stored("gt/hall.png"), valid=mask > 0)
+    assert read_report(folders / "out").rows[0].figures["rmse"] == pytest.approx(expected["rmse"])
+
+
+def test_what_is_no_mask_is_told_as_one(folders, capsys):
+    np.save(folders / "mask.npy", np.zeros((60, 80, 3), bool))
+    assert report("pred/hall.png", "gt/hall.png", "--mask", "mask.npy", "-o", "out") == 4
+    error = capsys.readouterr().err
+    assert "mask.npy: " in error and "(as a mask)" in error
+
+
 def test_a_mask_leaves_out_what_is_0_in_it(folders, capsys):
     mask = np.zeros((60, 80), np.uint8)
     mask[10:30, 10:70] = 255

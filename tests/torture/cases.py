@@ -216,7 +216,13 @@ def _types():
     yield depth("type", "npy of complex numbers", "depth.npy", npy(METRES.astype(complex)), numbers + "complex128")
     yield depth("type", "npy of truth values", "depth.npy", npy(METRES > 2), numbers + "bool")
     yield depth("type", "npy of texts", "depth.npy", npy(METRES.astype(str)), numbers)
-    yield depth("type", "npy of 3 dimensions", "depth.npy", npy(METRES[None]), "must have 2 dimensions (rows, columns)")
+    yield depth(
+        "type",
+        "npy of 3 dimensions",
+        "depth.npy",
+        npy(np.stack([METRES] * 2)),
+        "must have 2 dimensions (rows, columns)",
+    )
     yield depth("type", "npy of 1 dimension", "depth.npy", npy(METRES[0]), "must have 2 dimensions (rows, columns)")
     objects = npy(np.array([[{}]]), allow_pickle=True)
     yield depth("type", "npy of objects", "depth.npy", objects, "pickled objects are never loaded")
