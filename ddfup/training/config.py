@@ -62,6 +62,8 @@ class DataSection:
         crops: Side of the crops per ratio, in pixels: the entry of the next ratio not below.
         candidates: Random windows among which a sample is chosen, by how much there is to learn in each; 1: any.
         disparity: Share of samples turned into disparity (1 / depth).
+        slopes: Share of samples to whose depth a plane is added, half to four deviations of the image's depth high
+            over a crop: floors and walls seen at a glancing angle.
         shrink: Largest factor by which image and depth are shrunk together before cropping.
         augment_guide: Change exposure, colour, noise, blur, now and then take a wrong guide.
     """
@@ -75,8 +77,22 @@ class DataSection:
     crops: dict[str, int] = dataclasses.field(default_factory=lambda: {"4": 128, "8": 192, "32": 256})
     candidates: int = 4
     disparity: float = 0.0
+    slopes: float = 0.0
     shrink: float = 1.0
     augment_guide: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationSection:
+    """Trained networks that have a part in the targets, see :mod:`ddfup.training.distillation`.
+
+    Attributes:
+        teachers: Names of bundled models, or weight files.
+        truth: Share of the true depth in the targets.
+    """
+
+    teachers: tuple[str, ...]
+    truth: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +107,7 @@ class OptimizationSection:
         clip: Largest norm of the gradient of a loss in deviations of depth.
         squared: Weight of the Huber error beside the absolute one, both in deviations of the image's depth.
         squared_end: Its weight at the end; it moves there over the last quarter of the schedule.
+        huber: Deviations up to which the Huber error is squared; beyond it is linear.
         ema: Decay of the averaged weights, the ones that are kept.
         precision: "fp32" or "bf16" (autocast).
         seed: Of weights and samples.
@@ -105,6 +122,7 @@ class OptimizationSection:
     clip: float = 0.1
     squared: float = 2.0
     squared_end: float = 2.0
+    huber: float = 0.5
     ema: float = 0.999
     precision: str = "fp32"
     seed: int = 0
@@ -119,6 +137,7 @@ class TrainingConfig:
     model: ModelSection
     data: DataSection
     optimization: OptimizationSection
+    distillation: DistillationSection | None = None
 
 
 _T = TypeVar("_T")
@@ -131,6 +150,8 @@ def _fits(value: object, kind: str) -> bool:
     if kind.startswith("dict[str, "):
         inner = kind.removeprefix("dict[str, ").removesuffix("]")
         return isinstance(value, dict) and all(_fits(entry, inner) for entry in value.values())
+    if kind == "tuple[str, ...]":
+        return isinstance(value, tuple | list) and all(isinstance(entry, str) for entry in value)
     if kind in ("int", "float"):
         numbers = (int,) if kind == "int" else (int, float)
         return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
@@ -146,9 +167,10 @@ def _build(kind: type[_T], table: object, where: str) -> _T:
         raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}", f"known keys: {', '.join(sorted(fields))}")
     for key, value in table.items():
         if not _fits(value, fields[key]):
-            raise ArgumentError(f"{where}: {key} must be of type {fields[key]}; got {value!r}")
+            expected = "list of str" if fields[key] == "tuple[str, ...]" else fields[key]
+            raise ArgumentError(f"{where}: {key} must be of type {expected}; got {value!r}")
     try:
-        return kind(**table)
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
     except TypeError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -183,15 +205,21 @@ def _check(config: TrainingConfig, path: Path) -> None:
             )
     if not data.crops:
         raise ArgumentError(f"{path}: crops must name at least one side")
-    if not 0 <= data.disparity <= 1:
-        raise ArgumentError(f"{path}: disparity must be a share in [0, 1]; got {data.disparity}")
+    for name in ("disparity", "slopes"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise ArgumentError(f"{path}: {name} must be a share in [0, 1]; got {getattr(data, name)}")
+    if config.distillation is not None:
+        if not config.distillation.teachers:
+            raise ArgumentError(f"{path}: teachers must name at least one model; got []")
+        if not 0 <= config.distillation.truth <= 1:
+            raise ArgumentError(f"{path}: truth must be a share in [0, 1]; got {config.distillation.truth}")
     if data.candidates < 1:
         raise ArgumentError(f"{path}: candidates must be at least 1; got {data.candidates}")
     if data.train:
         _check_shares({s.path: s.weight for s in data.train}, f"{path}: weights of [[data.train]]")
     if optimization.precision not in ("fp32", "bf16"):
         raise ArgumentError(f"{path}: precision must be 'fp32' or 'bf16'; got {optimization.precision!r}")
-    for name in ("steps", "tune_every", "learning_rate"):
+    for name in ("steps", "tune_every", "learning_rate", "huber"):
         if not getattr(optimization, name) > 0:
             raise ArgumentError(f"{path}: {name} must be above 0; got {getattr(optimization, name)}")
     if not 0 <= optimization.ema < 1:
@@ -236,6 +264,9 @@ def load_config(name_or_path: str) -> TrainingConfig:
         _build(ModelSection, table["model"], f"{path}: [model]"),
         _build(DataSection, data, f"{path}: [data]"),
         _build(OptimizationSection, table["optimization"], f"{path}: [optimization]"),
+        _build(DistillationSection, table["distillation"], f"{path}: [distillation]")
+        if "distillation" in table
+        else None,
     )
     _check(config, path)
     return config

@@ -28,6 +28,8 @@ from ddfup.training.config import DataSection, DataSet
 _TRIES = 1000
 # Below this ratio only a sensor's noise and holes leave anything to learn.
 _TRIVIAL_RATIO = 1.5
+# Kinds of low resolution that give the mirrored for the mirrored; those with single pixels do not.
+_SYMMETRIC = ("area", "bilinear", "bicubic")
 # Side of the cells in which :func:`detail_of` measures, and what is added so that no crop is impossible.
 _DETAIL_CELL = 8
 _DETAIL_FLOOR = 0.01
@@ -128,6 +130,8 @@ class Batch:
         std: (N, 1, 1, 1) deviation of the depth of the whole images, the unit of the loss.
         weight: (N, 1, 1, 1) of the samples in the loss: crops with much to learn are drawn more often and weigh less.
         ratio: High-resolution over low-resolution length.
+        symmetric: Of every sample, whether mirrored depth would have given the mirrored low resolution. Depth of single
+            pixels is not: where two lie beside the middle of a cell, it is the upper left one.
     """
 
     depth: Tensor
@@ -136,6 +140,7 @@ class Batch:
     std: Tensor
     weight: Tensor
     ratio: float
+    symmetric: tuple[bool, ...]
 
     def to(self, device: torch.device) -> Batch:
         """Copy to a device."""
@@ -197,9 +202,9 @@ class StepBatches(Dataset[Batch]):
         crop = wanted if name == "any" else round(low * ratio)
         count = max(1, round(self.section.pixels / crop**2))
         rng = np.random.default_rng([self.seed, step, 1 + self.rank])
-        samples = [self._sample(crop, low, rng) for _ in range(count)]
+        samples, symmetric = zip(*(self._sample(crop, low, rng) for _ in range(count)), strict=True)
         depth, guide, target, std, weight = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
-        return Batch(depth, guide, target, std, weight, crop / low)
+        return Batch(depth, guide, target, std, weight, crop / low, symmetric)
 
     def _crop(self, ratio: float) -> int:
         table = sorted((float(limit), side) for limit, side in self.section.crops.items())
@@ -223,7 +228,7 @@ class StepBatches(Dataset[Batch]):
         chosen = int(rng.choice(len(candidates), p=details / details.sum()))
         return *candidates[chosen], float(details.mean() / details[chosen])
 
-    def _sample(self, crop: int, low: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], ...]:
+    def _sample(self, crop: int, low: int, rng: np.random.Generator) -> tuple[tuple[NDArray[np.float32], ...], bool]:
         for _ in range(_TRIES):
             frame, window, weight = self._window(crop, rng)
             # What stereo users have: near objects stand out.
@@ -245,10 +250,15 @@ class StepBatches(Dataset[Batch]):
         measured = reference[reference > 0]
         std = max(float(measured.std()), 1e-3 * float(measured.mean()))
 
+        # Nothing is drawn where there are none, so that samples stay those of before there could be.
+        if self.section.slopes and rng.uniform() < self.section.slopes:
+            depth = _sloped(depth, std, rng)
+
         kind = "sensor" if crop < _TRIVIAL_RATIO * low else _draw(self.section.degradations, rng)
         lr = DEGRADATIONS[kind](depth, (low, low), rng)
         if not (lr > 0).any():
-            lr = DEGRADATIONS["area"](depth, (low, low), rng)
+            kind = "area"
+            lr = DEGRADATIONS[kind](depth, (low, low), rng)
         if self.section.augment_guide:
             if rng.uniform() < 0.02:
                 other = self._frame(rng)
@@ -262,7 +272,7 @@ class StepBatches(Dataset[Batch]):
             np.full((1, 1, 1), std),
             np.full((1, 1, 1), weight),
         )
-        return tuple(np.ascontiguousarray(p, dtype=np.float32) for p in parts)
+        return tuple(np.ascontiguousarray(p, dtype=np.float32) for p in parts), kind in _SYMMETRIC
 
 
 class ErrorsAsValues(Dataset[Batch | DDFUpError]):
@@ -332,6 +342,14 @@ def _draw_window(frame: Frame, crop: int, shrink: float, rng: np.random.Generato
 def _inverse(depth: NDArray[np.float32]) -> NDArray[np.float32]:
     """One over depth, 0 where there is no measurement."""
     return np.where(depth > 0, 1 / np.maximum(depth, 1e-6), 0).astype(np.float32)
+
+
+def _sloped(depth: NDArray[np.float32], std: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Add a plane that rises by 0.5 to 4 ``std`` over the crop, in any direction."""
+    angle, height = rng.uniform(0, 2 * np.pi), std * 2 ** rng.uniform(-1, 2)
+    y, x = (np.arange(length, dtype=np.float32) / length for length in depth.shape)
+    plane = height * (np.sin(angle) * y[:, None] + np.cos(angle) * x)
+    return np.where(depth > 0, depth + plane - plane.min(), 0).astype(np.float32)
 
 
 def _shrunk(depth: NDArray[np.float32], side: int) -> NDArray[np.float32]:

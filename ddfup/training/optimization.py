@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ddfup.training.config import OptimizationSection
 
-# Deviations of depth up to which the second term of the loss is squared.
-_HUBER = 0.5
 # Error is counted in hundredths of the image's deviation: with plain metres the gradients sink below Adam's epsilon.
 UNIT = 100.0
 # The error of interpolation grows about with this power of the ratio (NYU: 3.4, 5.6 and 9.4 cm at 4, 8 and 16).
@@ -18,7 +16,14 @@ _ERROR_GROWTH = 0.7
 
 
 def loss_function(
-    prediction: Tensor, target: Tensor, std: Tensor, ratio: float, squared: float | Tensor, weight: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    std: Tensor,
+    ratio: float,
+    squared: float | Tensor,
+    weight: Tensor | None = None,
+    *,
+    huber: float = 0.5,
 ) -> Tensor:
     """Mean over measured pixels of the absolute plus a weighted Huber error, in hundredths of ``std``.
 
@@ -31,14 +36,15 @@ def loss_function(
         ratio: High-resolution over low-resolution length.
         squared: Weight of the Huber error, a number or ().
         weight: (N, 1, 1, 1) of the samples; None: all 1.
+        huber: Deviations of depth up to which the Huber error is squared.
     """
     valid = target > 0
     error = (torch.where(valid, prediction - target, 0) / std).abs()
-    # Linear beyond half a deviation: a few far outliers (sky beside a roof) must not rule a step.
-    huber = torch.where(error < _HUBER, error.square(), _HUBER * (2 * error - _HUBER))
+    # Linear beyond: a few far outliers (sky beside a roof) must not rule a step.
+    bounded = torch.where(error < huber, error.square(), huber * (2 * error - huber))
     # Steps of all ratios weigh alike.
     scale = UNIT * (4 / ratio) ** _ERROR_GROWTH
-    total = error + squared * huber
+    total = error + squared * bounded
     if weight is not None:
         total = total * weight
     loss: Tensor = scale * total.sum() / valid.sum().clamp(min=1)

@@ -28,6 +28,7 @@ from ddfup.errors import ArgumentError, InputError, OutputError, WeightsError
 from ddfup.training import checkpoint
 from ddfup.training.config import TrainingConfig
 from ddfup.training.data import Batch, StepBatches, load_frames
+from ddfup.training.distillation import Distillation
 from ddfup.training.loading import is_loaders_end, load_batches
 from ddfup.training.optimization import UNIT, learning_rate, loss_function, squared_weight, take_step
 from ddfup.training.recording import RecordedGradients
@@ -75,7 +76,7 @@ class Trainer:
         PairingError: If two files of a data set's folder have one stem.
         OutputError: If ``out`` cannot be a folder.
         DeviceError: If the device is absent.
-        WeightsError: If ``init`` cannot be read or has other sizes than the configuration.
+        WeightsError: If ``init`` cannot be read or has other sizes than the configuration, or a teacher cannot be read.
     """
 
     def __init__(
@@ -118,6 +119,11 @@ class Trainer:
         network = models.build(config.model.architecture, config.model.config)
         if init is not None:
             _start_from(init, network, config)
+        self.distillation: Distillation | None = None
+        if config.distillation is not None:
+            self.distillation = Distillation.load(
+                config.distillation, self.device, seed=optimization.seed, rank=self.rank
+            )
 
         sets = [(load_frames(root, s), s.weight) for s in data.train]
         self.batches = StepBatches(sets, data, seed=optimization.seed, rank=self.rank, world=self.world)
@@ -276,6 +282,9 @@ class Trainer:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, section)
+        if self.distillation is not None:
+            with self._autocast():
+                batch = self.distillation(batch, self.step)
         squared = torch.full((), squared_weight(self.step, section), device=self.device)
         inputs = batch.depth, batch.guide, batch.target, batch.std, batch.weight, squared
         if self._recorded is None:
@@ -309,12 +318,16 @@ class Trainer:
     ) -> Tensor:
         """Compute the loss of a batch, and leave its gradients at the parameters."""
         guide = guide.contiguous(memory_format=torch.channels_last)
-        half = self.config.optimization.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        with self._autocast():
             prediction = self.parallel(depth, guide, depth > 0)
-        loss = loss_function(prediction.float(), target, std, ratio, squared, weight)
+        huber = self.config.optimization.huber
+        loss = loss_function(prediction.float(), target, std, ratio, squared, weight, huber=huber)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _autocast(self) -> torch.autocast:
+        half = self.config.optimization.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def _measure(self) -> None:
         """Measure the averaged weights on the tuning frames and log the result."""

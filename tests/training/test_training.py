@@ -355,6 +355,8 @@ def test_the_loss_counts_measured_pixels_only():
     assert loss_function(prediction, 0 * target, std, 4.0, 1.0) == 0
     weighted = loss_function(prediction, target, std, 4.0, 1.0, torch.full_like(std, 0.25))
     assert weighted.item() == pytest.approx(0.25 * loss.item())
+    # Squared as far as the bound, here to just where the error is.
+    assert loss_function(prediction, target, std, 4.0, 1.0, huber=1.0).item() == pytest.approx(100 * (1 + 1))
 
 
 def test_the_tuning_error_of_the_truth_itself_is_none(root):
@@ -705,8 +707,8 @@ def test_the_loss_falls_on_a_fixed_problem(root, config, tmp_path, monkeypatch, 
     monkeypatch.setattr(StepBatches, "__getitem__", lambda self, step: fixed)
     losses = []
 
-    def watch(prediction, target, std, ratio, squared, weight):
-        loss = loss_function(prediction, target, std, ratio, squared, weight)
+    def watch(*arguments, **options):
+        loss = loss_function(*arguments, **options)
         losses.append(loss.item())
         return loss
 
@@ -721,7 +723,7 @@ def test_a_step_with_a_broken_gradient_is_left_out(root, config, tmp_path, monke
     run = fused_run(config(), root, tmp_path / "run") if fused else Trainer(config(), root, tmp_path / "run", workers=0)
     before = {key: value.clone() for key, value in run.network.state_dict().items()}
 
-    def broken(prediction, *rest):
+    def broken(prediction, *rest, **options):
         return (prediction * math.nan).sum()
 
     monkeypatch.setattr(trainer_module, "loss_function", broken)
@@ -801,9 +803,9 @@ def test_the_loss_that_is_told_is_the_running_mean(root, config, tmp_path, monke
     run = Trainer(config(), root, tmp_path / "run", workers=0)
     values, reports = [], []
 
-    def watch(*arguments):
+    def watch(*arguments, **options):
         # One step is broken.
-        loss = loss_function(*arguments) * (math.nan if len(values) == 3 else 1)
+        loss = loss_function(*arguments, **options) * (math.nan if len(values) == 3 else 1)
         values.append(loss.item())
         return loss
 
